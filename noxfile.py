@@ -1,0 +1,132 @@
+"""All checks of the project. Plain `nox` runs what CI runs; `nox --list` shows the rest."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.error_on_external_run = True
+nox.options.sessions = [
+    "lint",
+    "layers",
+    "types",
+    "tests(18-latest)",
+    "tests(16-oldest)",
+    "wheel",
+]
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+EXTRAS = "embedded,sync,uvloop"
+SQLALCHEMY = {
+    "latest": (),
+    # 2.0.40 is older than Python 3.14.
+    "oldest": ("sqlalchemy==2.0.40; python_version<'3.14'", "sqlalchemy==2.0.*; python_version>='3.14'"),
+}
+SERVERS = [
+    nox.param(postgres, sqlalchemy, id=f"{postgres}-{sqlalchemy}")
+    for postgres in ("18", "16")
+    for sqlalchemy in SQLALCHEMY
+]
+# On Ctrl-C, nox kills after half a second by default: too soon for tests to drop databases and stop workers.
+PATIENCE = 20.0
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Return the requirements of one dependency group of pyproject.toml."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def run_pytest(session: nox.Session, *args: str, env: dict[str, str] | None = None) -> None:
+    """Run `python -m` with these arguments, and leave interrupted tests the time to clean up."""
+    session.run("python", "-m", *args, env=env, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, and check the formatting."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that imports point down only."""
+    session.install(*group("layers"))
+    session.run("lint-imports", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, both strict."""
+    session.install("-e", f".[{EXTRAS}]", *group("typing"))
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+@nox.parametrize(("postgres", "sqlalchemy"), SERVERS)
+def tests(session: nox.Session, postgres: str, sqlalchemy: str) -> None:
+    """Run the tests side by side; with the latest SQLAlchemy, measure coverage."""
+    session.install("-e", f".[{EXTRAS}]", *SQLALCHEMY[sqlalchemy], *group("tests"))
+    env = {"ZART_TEST_POSTGRES": postgres}
+    pytest = ("pytest", "-n", "logical", "--dist", "worksteal", *session.posargs)
+    if sqlalchemy == "oldest" or session.posargs:
+        run_pytest(session, *pytest, env=env)
+        return
+    session.run("coverage", "erase")
+    run_pytest(session, "coverage", "run", "-m", *pytest, env=env)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def migrations(session: nox.Session) -> None:
+    """Run the migration tests alone: each revision up and down, and `alembic check`."""
+    session.install("-e", f".[{EXTRAS}]", *group("tests"))
+    run_pytest(session, "pytest", "tests/migrations", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check the documentation alone: its Python compiles, its names and links exist."""
+    session.install("-e", f".[{EXTRAS}]", *group("tests"))
+    run_pytest(session, "pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, and run the acceptance tests against the wheel, outside the checkout."""
+    session.install(*group("build"))
+    with tempfile.TemporaryDirectory(prefix="zart-wheel-") as folder:
+        outside = Path(folder)
+        session.run("python", "-m", "build", "--outdir", f"{outside}/dist")
+        session.run("python", "-m", "virtualenv", "--quiet", f"{outside}/venv")
+        (built,) = outside.glob("dist/*.whl")
+        scripts = outside / "venv" / "bin"
+        python = str(scripts / "python")
+        session.run(
+            python, "-m", "pip", "install", "--quiet", f"{built}[{EXTRAS}]", *group("tests"), external=True
+        )
+        shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", outside)
+        session.chdir(outside)
+        session.run(
+            python,
+            *("-m", "pytest", "-n", "logical", "tests/acceptance", *session.posargs),
+            env={"PATH": f"{scripts}:{os.environ['PATH']}"},
+            external=True,
+            interrupt_timeout=PATIENCE,
+            terminate_timeout=PATIENCE,
+        )
+
+
+@nox.session
+def flights(session: nox.Session) -> None:
+    """Run the whole year of the flights example."""
+    session.install("-e", f".[{EXTRAS}]")
+    session.run("python", "-m", "examples.flights", "--months", "12", *session.posargs)

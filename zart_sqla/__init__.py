@@ -1,0 +1,101 @@
+"""Durable execution for SQLAlchemy and PostgreSQL: workflows that go on where they were after a crash."""
+
+from zart_sqla import sync
+from zart_sqla.client.handles import ExecutionHandle
+from zart_sqla.client.scheduler import PostgresScheduler
+from zart_sqla.client.sync import SyncExecutionHandle, SyncScheduler
+from zart_sqla.config import PoolConfig, WorkerConfig
+from zart_sqla.errors import (
+    ConfigError,
+    ExecutionAlreadyExists,
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionFinished,
+    ExecutionNotFound,
+    ExecutionTimeout,
+    InvalidDataError,
+    InvalidIdentifierError,
+    InvalidNameError,
+    NonDeterminismError,
+    NotInWorkflowError,
+    RetryExhausted,
+    SchemaOutdated,
+    StepError,
+    StepFailed,
+    StepTimeout,
+    WaitTimedOut,
+    ZartError,
+)
+from zart_sqla.models import ZartModels, zart_models
+from zart_sqla.records import ExecutionInfo, ExecutionStatus, Page, StepInfo, StepKind, StepStatus
+from zart_sqla.runtime.context import Context, context
+from zart_sqla.runtime.failures import BodyError, DeadlineExceeded, Failure, RetriesExhausted, StepFailure
+from zart_sqla.runtime.groups import gather
+from zart_sqla.runtime.handlers import Durable, TaskRegistry, durable
+from zart_sqla.runtime.retry import Retry
+from zart_sqla.runtime.steps import Step, StepCall, step
+from zart_sqla.runtime.transactions import trx
+from zart_sqla.runtime.values import capture, now, random, uuid
+from zart_sqla.runtime.waits import sleep
+from zart_sqla.table_names import TableNames
+from zart_sqla.worker.worker import Worker
+
+__all__ = [
+    "BodyError",
+    "ConfigError",
+    "Context",
+    "DeadlineExceeded",
+    "Durable",
+    "ExecutionAlreadyExists",
+    "ExecutionCancelled",
+    "ExecutionFailed",
+    "ExecutionFinished",
+    "ExecutionHandle",
+    "ExecutionInfo",
+    "ExecutionNotFound",
+    "ExecutionStatus",
+    "ExecutionTimeout",
+    "Failure",
+    "InvalidDataError",
+    "InvalidIdentifierError",
+    "InvalidNameError",
+    "NonDeterminismError",
+    "NotInWorkflowError",
+    "Page",
+    "PoolConfig",
+    "PostgresScheduler",
+    "RetriesExhausted",
+    "Retry",
+    "RetryExhausted",
+    "SchemaOutdated",
+    "Step",
+    "StepCall",
+    "StepError",
+    "StepFailed",
+    "StepFailure",
+    "StepInfo",
+    "StepKind",
+    "StepStatus",
+    "StepTimeout",
+    "SyncExecutionHandle",
+    "SyncScheduler",
+    "TableNames",
+    "TaskRegistry",
+    "WaitTimedOut",
+    "Worker",
+    "WorkerConfig",
+    "ZartError",
+    "ZartModels",
+    "capture",
+    "context",
+    "durable",
+    "gather",
+    "now",
+    "random",
+    "sleep",
+    "step",
+    "sync",
+    "trx",
+    "uuid",
+    "zart_models",
+]

@@ -1,0 +1,1 @@
+"""What an application calls: starting executions, waiting for them, asking for them, ending them."""

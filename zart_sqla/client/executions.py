@@ -1,0 +1,244 @@
+"""What can be done with executions, over a connection: the one implementation behind the async and the sync client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypedDict
+
+from zart_sqla.client.ids import new_id
+from zart_sqla.codec import checked_name, plain_json
+from zart_sqla.errors import (
+    ConfigError,
+    ExecutionAlreadyExists,
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionFinished,
+    ExecutionNotFound,
+)
+from zart_sqla.records import DEFAULT_QUEUE, ExecutionStatus, NewExecution
+from zart_sqla.runtime.handlers import Durable
+from zart_sqla.store import executions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from zart_sqla.codec import Codec
+    from zart_sqla.records import ExecutionInfo, StepInfo
+    from zart_sqla.store.executions import Ending
+    from zart_sqla.table_names import TableNames
+
+OnConflict = Literal["raise", "return"]
+_ROWS_A_STATEMENT: Final = 5000
+MAX_PAGE: Final = 1000
+
+
+def prepare(
+    workflow: Durable[Any, Any] | str, data: object, *, execution_id: str | None, queue: str = DEFAULT_QUEUE
+) -> NewExecution:
+    """Return the execution to be started, its input checked and encoded.
+
+    Raises:
+        ConfigError: it is neither a `@durable` function nor the name of a task.
+        InvalidDataError: the data does not fit the workflow's input, or cannot be stored.
+        InvalidNameError: the id, the task name or the queue cannot be stored.
+    """
+    name, codec = _described(workflow)
+    payload, _ = codec.pack(data, subject=f"the input of {name!r}")
+    run_id = new_id()
+    return NewExecution(
+        execution_id=str(new_id()) if execution_id is None else checked_name("execution id", execution_id),
+        run_id=run_id,
+        task_name=name,
+        payload=payload,
+        queue=checked_name("queue", queue),
+    )
+
+
+def _described(workflow: Durable[Any, Any] | str) -> tuple[str, Codec[Any]]:
+    match workflow:
+        case Durable():
+            return workflow.name, workflow.handler.data_codec
+        case str():
+            return checked_name("task name", workflow), plain_json
+        case _:
+            raise ConfigError("workflow", expected="a @durable function or the name of a task", actual=workflow)
+
+
+def result_codec(workflow: Durable[Any, Any] | str | None) -> Codec[Any]:
+    """Return the codec of the workflow's output: plain JSON where only its name is known."""
+    return workflow.handler.result_codec if isinstance(workflow, Durable) else plain_json
+
+
+def checked_on_conflict(on_conflict: str) -> None:
+    """Check what is to be done when an id is taken.
+
+    Raises:
+        ConfigError: it is neither `raise` nor `return`.
+    """
+    if on_conflict not in ("raise", "return"):
+        raise ConfigError("on_conflict", expected="'raise' or 'return'", actual=on_conflict)
+
+
+def start(connection: Connection, names: TableNames, new: Sequence[NewExecution], on_conflict: OnConflict) -> None:
+    """Insert the executions.
+
+    Raises:
+        ExecutionAlreadyExists: an id is taken, and `on_conflict` is `raise`; then none of them is inserted.
+    """
+    if len(new) == 1:
+        _insert(connection, names, new, on_conflict)
+        return
+    with connection.begin_nested():
+        for first in range(0, len(new), _ROWS_A_STATEMENT):
+            _insert(connection, names, new[first : first + _ROWS_A_STATEMENT], on_conflict)
+
+
+def _insert(
+    connection: Connection, names: TableNames, new: Sequence[NewExecution], on_conflict: OnConflict
+) -> None:
+    inserted = executions.insert(connection, names, new)
+    if on_conflict == "raise" and len(inserted) < len(new):
+        taken = next(one.execution_id for one in new if one.run_id not in inserted)
+        raise ExecutionAlreadyExists(taken, info(connection, names, taken).status)
+
+
+def info(connection: Connection, names: TableNames, execution_id: str) -> ExecutionInfo:
+    """Return the execution.
+
+    Raises:
+        ExecutionNotFound: there is none.
+    """
+    found = executions.find(connection, names, [execution_id])
+    if execution_id not in found:
+        raise ExecutionNotFound(execution_id)
+    return found[execution_id]
+
+
+def steps(connection: Connection, names: TableNames, execution_id: str) -> list[StepInfo]:
+    """Return the steps of the execution's current run, in the order of recording.
+
+    Raises:
+        ExecutionNotFound: there is none.
+    """
+    return executions.steps_of(connection, names, execution_id) or _nothing_if_known(connection, names, execution_id)
+
+
+def _nothing_if_known(connection: Connection, names: TableNames, execution_id: str) -> list[StepInfo]:
+    info(connection, names, execution_id)
+    return []
+
+
+def cancel(connection: Connection, names: TableNames, execution_id: str) -> None:
+    """End the execution as cancelled.
+
+    Raises:
+        ExecutionNotFound: there is none.
+        ExecutionFinished: it has completed or failed. To cancel one that is cancelled changes nothing.
+    """
+    if executions.cancel(connection, names, execution_id):
+        return
+    status = info(connection, names, execution_id).status
+    if status is not ExecutionStatus.CANCELLED:
+        raise ExecutionFinished(execution_id, status)
+
+
+def resume(connection: Connection, names: TableNames, execution_id: str) -> None:
+    """Let a failed execution go on, in a new run that keeps the checkpoints that succeeded.
+
+    Raises:
+        ExecutionNotFound: there is none.
+        ExecutionFinished: it has completed or was cancelled.
+        ExecutionAlreadyExists: it has not ended.
+    """
+    if executions.resume(connection, names, execution_id, new_id()):
+        return
+    status = info(connection, names, execution_id).status
+    if status.is_terminal:
+        raise ExecutionFinished(execution_id, status)
+    raise ExecutionAlreadyExists(execution_id, status)
+
+
+def ending(connection: Connection, names: TableNames, execution_id: str) -> Ending:
+    """Return how the execution stands.
+
+    Raises:
+        ExecutionNotFound: there is none.
+    """
+    found = executions.ending(connection, names, execution_id)
+    if found is None:
+        raise ExecutionNotFound(execution_id)
+    return found
+
+
+def result_of(ended: Ending, execution_id: str, codec: Codec[Any]) -> Any:
+    """Return the output of an execution that has ended.
+
+    Raises:
+        ExecutionFailed: it failed.
+        ExecutionCancelled: it was cancelled.
+    """
+    if ended.status is ExecutionStatus.COMPLETED:
+        return codec.unpack(ended.result or "null", subject=f"the output of execution {execution_id!r}")
+    if ended.status is ExecutionStatus.CANCELLED:
+        raise ExecutionCancelled(execution_id)
+    _raise_failure(ended, execution_id)
+
+
+def _raise_failure(ended: Ending, execution_id: str) -> NoReturn:
+    error = ended.error
+    raise ExecutionFailed(
+        execution_id,
+        error_type=error.error_type if error else "unknown",
+        message=error.message if error else "",
+        step=error.step if error else None,
+    )
+
+
+def prepare_many(
+    workflow: Durable[Any, Any] | str, items: Iterable[tuple[str | None, Any]], queue: str
+) -> list[NewExecution]:
+    """Return the executions to be started, each from an id (None for a new one) and its input."""
+    return [prepare(workflow, data, execution_id=execution_id, queue=queue) for execution_id, data in items]
+
+
+class Filters(TypedDict):
+    """Which executions are listed."""
+
+    status: ExecutionStatus | None
+    task_name: str | None
+    search: str | None
+    since: datetime | None
+    limit: int
+    cursor: str | None
+
+
+def filters(  # noqa: PLR0913 - as many as there are filters
+    *,
+    status: ExecutionStatus | str | None,
+    task_name: str | None,
+    search: str | None,
+    since: datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> Filters:
+    """Return the filters, checked.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
+    if status is not None and status not in set(ExecutionStatus):
+        raise ConfigError("status", expected=f"one of {', '.join(ExecutionStatus)}", actual=status)
+    if since is not None and since.tzinfo is None:
+        raise ConfigError("since", expected="a datetime with a time zone", actual=since)
+    if not 1 <= limit <= MAX_PAGE:
+        raise ConfigError("limit", expected=f"a whole number from 1 to {MAX_PAGE}", actual=limit)
+    return Filters(
+        status=None if status is None else ExecutionStatus(status),
+        task_name=task_name,
+        search=search,
+        since=since,
+        limit=limit,
+        cursor=cursor,
+    )

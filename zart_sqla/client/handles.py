@@ -1,0 +1,127 @@
+"""One execution, as an async application holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+
+from zart_sqla.client import executions
+from zart_sqla.durations import to_timedelta
+from zart_sqla.errors import WaitTimedOut
+from zart_sqla.store import executions as stored
+
+if TYPE_CHECKING:
+    from zart_sqla.client.connections import AnyConnection
+    from zart_sqla.client.scheduler import PostgresScheduler
+    from zart_sqla.codec import Codec
+    from zart_sqla.durations import Duration
+    from zart_sqla.records import ExecutionInfo, ExecutionStatus, StepInfo
+
+R = TypeVar("R")
+
+POLL_SECONDS: Final = 5.0
+"""How often a wait looks by itself, in case a notification was missed."""
+
+
+class ExecutionHandle(Generic[R]):
+    """An execution, whether it exists yet or not. To hold one costs nothing and does no I/O.
+
+    Attributes:
+        execution_id: its id.
+    """
+
+    def __init__(self, scheduler: PostgresScheduler, execution_id: str, codec: Codec[R]) -> None:
+        self.execution_id = execution_id
+        self._scheduler = scheduler
+        self._codec = codec
+
+    def __repr__(self) -> str:
+        return f"<execution {self.execution_id!r}>"
+
+    async def info(self) -> ExecutionInfo:
+        """Return the execution as it stands now.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+        """
+        return await self._scheduler.run(executions.info, self.execution_id)
+
+    async def status(self) -> ExecutionStatus:
+        """Return where it stands now.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+        """
+        return (await self.info()).status
+
+    async def steps(self) -> list[StepInfo]:
+        """Return the recorded steps of its current run, in the order of recording.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+        """
+        return await self._scheduler.run(executions.steps, self.execution_id)
+
+    async def cancel(self, *, session: AnyConnection | None = None) -> None:
+        """End it as cancelled: no further step starts, and a step that runs is interrupted within a second.
+
+        To cancel it again changes nothing.
+
+        Args:
+            session: the app's own session or connection, whose transaction this joins; the caller commits.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+            ExecutionFinished: it has completed or failed.
+        """
+        await self._scheduler.run(executions.cancel, self.execution_id, session=session)
+
+    async def resume(self) -> None:
+        """Let it go on after it failed, in a new run that keeps the steps that succeeded.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+            ExecutionFinished: it has completed or was cancelled.
+            ExecutionAlreadyExists: it has not ended.
+        """
+        await self._scheduler.run(executions.resume, self.execution_id)
+        self._scheduler.wake_ups.send()
+
+    async def result(self, *, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - a duration, with an error of its own
+        """Return its output when it has completed. The wait holds no connection of the pool.
+
+        Args:
+            timeout: how long to wait. Default: as long as it takes.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+            ExecutionFailed: it failed.
+            ExecutionCancelled: it was cancelled.
+            WaitTimedOut: it had not ended in time; it goes on.
+            InvalidDataError: its output does not fit the declared type.
+        """
+        limit = None if timeout is None else to_timedelta(timeout, setting="timeout")
+        try:
+            async with asyncio.timeout(None if limit is None else limit.total_seconds()) as scope:
+                return await self._wait()
+        except TimeoutError:
+            if limit is None or not scope.expired():
+                raise
+            raise WaitTimedOut(self.execution_id, limit) from None
+
+    async def _wait(self) -> R:
+        scheduler = self._scheduler
+        while True:
+            ended = await scheduler.run(executions.ending, self.execution_id)
+            if ended.status.is_terminal:
+                return cast("R", executions.result_of(ended, self.execution_id, self._codec))
+            await scheduler.ends.listen()
+            # The run is marked before the next look: it either has ended by then, or its end will be notified.
+            run_id = await scheduler.run(stored.await_end, self.execution_id)
+            if run_id is None:
+                continue
+            with scheduler.ends.waiting_for(str(run_id)) as ended_event, contextlib.suppress(TimeoutError):
+                again = await scheduler.run(executions.ending, self.execution_id)
+                if not again.status.is_terminal:
+                    await asyncio.wait_for(ended_event.wait(), POLL_SECONDS)

@@ -1,0 +1,256 @@
+"""What the client hands out and what the layers hand to each other: frozen records, without behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+T = TypeVar("T")
+
+DEFAULT_QUEUE: Final = "default"
+
+
+class ExecutionStatus(StrEnum):
+    """Where an execution stands."""
+
+    SCHEDULED = "scheduled"
+    """It will be taken up by a worker, now or when its time comes."""
+    RUNNING = "running"
+    """A worker is at it."""
+    WAITING = "waiting"
+    """It sleeps, or waits for an event, its children or a retry."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it will never change again."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED})
+
+
+class StepKind(StrEnum):
+    """What a recorded step is."""
+
+    STEP = "step"
+    SLEEP = "sleep"
+    CAPTURE = "capture"
+    FAILURE = "failure"
+    """The place at which the body failed and its `on_failure` took over."""
+
+
+class StepStatus(StrEnum):
+    """Where a step stands."""
+
+    WAITING = "waiting"
+    """It sleeps, or waits before its next attempt."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRecord:
+    """An error as data.
+
+    Attributes:
+        error_type: the qualified name of the exception's type.
+        message: its text.
+        step: the step that it came from, None if it came from the body.
+        attempts: how many attempts were made.
+        category: which of the errors of zart_sqla it is to those who await it.
+        state: the exception's own data as JSON text, where a replay must raise it again as itself.
+    """
+
+    error_type: str
+    message: str
+    step: str | None = None
+    attempts: int = 1
+    category: str = "error"
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionInfo:
+    """An execution and its current run, as they stood when they were read.
+
+    Attributes:
+        execution_id: the id.
+        task_name: the task that it runs.
+        status: where it stands.
+        run_id: the current run.
+        run_index: the current run's number, from 0.
+        payload: the run's input, as plain JSON data.
+        result: its output, as plain JSON data; None until it completed.
+        error: what it failed with (`error_type`, `message`, `step`, `attempts`); None if it did not fail.
+        queue: the queue that its tasks are in.
+        created_at: when the run was started.
+        started_at: when a worker first took it up.
+        completed_at: when it ended.
+    """
+
+    execution_id: str
+    task_name: str
+    status: ExecutionStatus
+    run_id: UUID
+    run_index: int
+    payload: Any
+    result: Any
+    error: dict[str, Any] | None
+    queue: str
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInfo:
+    """A recorded step of a run.
+
+    Attributes:
+        name: its name in the run.
+        kind: what it is.
+        status: where it stands.
+        attempts: how many attempts were made so far.
+        result: what it gave, as plain JSON data.
+        error: what it failed with, or its latest failed attempt; None if there was none.
+        started_at: when its (last) attempt began.
+        completed_at: when it was recorded; for a sleep, when it ends; None while it waits for its next attempt.
+    """
+
+    name: str
+    kind: StepKind
+    status: StepStatus
+    attempts: int
+    result: Any
+    error: dict[str, Any] | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A part of a longer list. It can be iterated.
+
+    Attributes:
+        items: the records of this page.
+        next_cursor: what to pass as `cursor` for the next page; None on the last one.
+    """
+
+    items: Sequence[T]
+    next_cursor: str | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExecution:
+    """An execution to be started.
+
+    Attributes:
+        execution_id: the id.
+        run_id: the id of its first run.
+        task_name: the task.
+        payload: its input as JSON text.
+        queue: the queue of its tasks.
+    """
+
+    execution_id: str
+    run_id: UUID
+    task_name: str
+    payload: str
+    queue: str = DEFAULT_QUEUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedStep:
+    """A checkpoint: a step that is done, with its value or its error, and never runs again.
+
+    Attributes:
+        name: its name in the run, unique there.
+        kind: what it is.
+        position: its place in the order of calls, from 0; None if it was called from a task of the body's own.
+        attempts: how many attempts were made.
+        result: its value as JSON text; None if it failed.
+        error: what it failed with; None if it did not.
+        started_at: when the last attempt began.
+        wake_at: when a sleep ends; None for other kinds.
+    """
+
+    name: str
+    kind: StepKind
+    position: int | None
+    attempts: int = 1
+    result: str | None = None
+    error: ErrorRecord | None = None
+    started_at: datetime | None = None
+    wake_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAttempt:
+    """One attempt of a step, or of the body, that failed.
+
+    Attributes:
+        step: the step's name in the run, empty for the body.
+        attempt: its number, from 1.
+        error: what it failed with.
+        started_at: when it began.
+    """
+
+    step: str
+    attempt: int
+    error: ErrorRecord
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHistory:
+    """What earlier turns of a run recorded.
+
+    Attributes:
+        steps: its checkpoints, in no particular order.
+        attempts: for each step that has failed attempts and no checkpoint, how many.
+    """
+
+    steps: Sequence[RecordedStep] = ()
+    attempts: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedTask:
+    """A task that a worker holds, with all that its turn needs.
+
+    Attributes:
+        task_id: the task.
+        run_id: the run that it belongs to.
+        execution_id: the execution that the run belongs to.
+        task_name: the name under which its handler is registered.
+        attempt: the fencing token: the number of this claim of the task, from 1.
+        retries: how often the body has been retried.
+        payload: the run's input as JSON text.
+        started_at: when the run was first claimed.
+        claimed_at: when this claim was made.
+    """
+
+    task_id: UUID
+    run_id: UUID
+    execution_id: str
+    task_name: str
+    attempt: int
+    retries: int
+    payload: str
+    started_at: datetime
+    claimed_at: datetime

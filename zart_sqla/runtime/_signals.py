@@ -1,0 +1,20 @@
+"""How a turn is ended from within: not errors, so that no `except Exception` of the user's can eat them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zart_sqla.runtime.outcomes import LeaseLost, Suspended
+
+
+class TurnSignal(BaseException):
+    """Ends the turn with an outcome that is not the body's to decide.
+
+    Attributes:
+        outcome: how the turn ends.
+    """
+
+    def __init__(self, outcome: Suspended | LeaseLost) -> None:
+        self.outcome = outcome
+        super().__init__(outcome)

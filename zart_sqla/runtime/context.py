@@ -1,0 +1,122 @@
+"""What a running workflow knows of itself, and how its calls find the turn that they belong to."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from zart_sqla.errors import NotInWorkflowError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from zart_sqla.runtime.ports import StepTransaction
+    from zart_sqla.runtime.turn import Turn
+
+
+@dataclass(slots=True)
+class ActiveStep:
+    """The attempt of a step that is being made.
+
+    Attributes:
+        turn: the turn that makes it.
+        name: the step's name in the run.
+        attempt: its number, from 1.
+        max_attempts: how many there can be.
+        is_plain: whether it runs on the event loop, not in a thread.
+        transaction: the transaction that it has asked for, None if it has not.
+    """
+
+    turn: Turn
+    name: str
+    attempt: int
+    max_attempts: int
+    is_plain: bool
+    transaction: StepTransaction | None = None
+
+
+current_turn: Final[ContextVar[Turn | None]] = ContextVar("zart_sqla_turn", default=None)
+active_step: Final[ContextVar[ActiveStep | None]] = ContextVar("zart_sqla_step", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a workflow or a step can ask about the run that it is in.
+
+    Attributes:
+        execution_id: the execution.
+        run_id: its current run.
+        task_name: the task that it runs.
+        data: its input.
+        step_name: the step that asks; None in the body.
+        attempt: the number of this attempt of the step, or of the body, from 1.
+        max_attempts: how many attempts there can be.
+        is_retry: whether this is not the first.
+        deadline: when the execution times out; None if it does not.
+    """
+
+    execution_id: str
+    run_id: UUID
+    task_name: str
+    data: Any
+    step_name: str | None
+    attempt: int
+    max_attempts: int
+    deadline: datetime | None
+
+    @property
+    def is_retry(self) -> bool:
+        return self.attempt > 1
+
+
+def context() -> Context:
+    """Return what there is to know of the run that is going on here.
+
+    Raises:
+        NotInWorkflowError: no workflow is.
+    """
+    turn = require_turn("context()")
+    step = active_step.get()
+    task = turn.task
+    return Context(
+        execution_id=task.execution_id,
+        run_id=task.run_id,
+        task_name=task.task_name,
+        data=turn.data,
+        step_name=None if step is None else step.name,
+        attempt=task.retries + 1 if step is None else step.attempt,
+        max_attempts=turn.handler.retry.max_attempts if step is None else step.max_attempts,
+        deadline=turn.deadline,
+    )
+
+
+def require_turn(call: str) -> Turn:
+    """Return the turn that is going on here.
+
+    Raises:
+        NotInWorkflowError: none is.
+    """
+    turn = current_turn.get()
+    if turn is None:
+        raise NotInWorkflowError(call, "works only in a workflow that a worker runs")
+    return turn
+
+
+def require_body(call: str) -> Turn:
+    """Return the turn whose body, not one of its steps, is running here.
+
+    Raises:
+        NotInWorkflowError: no body is.
+    """
+    turn = require_turn(call)
+    step = active_step.get()
+    if step is not None:
+        raise NotInWorkflowError(call, f"works only in the body of a workflow, not in a step such as {step.name!r}")
+    return turn
+
+
+def body_turn() -> Turn | None:
+    """Return the turn whose body is running here; None in a step, and where no workflow is running."""
+    return None if active_step.get() is not None else current_turn.get()

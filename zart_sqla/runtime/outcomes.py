@@ -1,0 +1,63 @@
+"""How a turn can end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The run has its output.
+
+    Attributes:
+        result: the output as JSON text.
+    """
+
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run has failed.
+
+    Attributes:
+        error: what it failed with.
+    """
+
+    error: ErrorRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspended:
+    """The run goes on in another turn.
+
+    Attributes:
+        due_at: when; None for at once.
+        is_waiting: whether its execution shows as waiting until then.
+        step: a checkpoint to be written together with it.
+        failed: a failed attempt of the body, which the next turn makes again.
+    """
+
+    due_at: datetime | None = None
+    is_waiting: bool = False
+    step: RecordedStep | None = None
+    failed: FailedAttempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The execution was cancelled while the turn ran; there is nothing left to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """The task is not the worker's any more; what the turn did since is not written."""
+
+
+Outcome = Completed | Failed | Suspended | Cancelled | LeaseLost

@@ -1,0 +1,83 @@
+"""What a turn needs from the worker that runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime, timedelta
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from zart_sqla.records import FailedAttempt, RecordedStep
+
+T = TypeVar("T")
+
+
+class StepTransaction(Protocol):
+    """The transaction of one attempt of a step."""
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session in which the step writes."""
+        ...
+
+    async def commit(self, step: RecordedStep) -> RecordedStep:
+        """Write the checkpoint and commit it together with what the step wrote; return what is recorded now.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more, or the database was in the way; nothing is written.
+            InvalidDataError: PostgreSQL refuses the checkpoint; nothing is written.
+        """
+        ...
+
+    async def rollback(self) -> None:
+        """Undo what the step wrote."""
+        ...
+
+    def signal_for(self, error: BaseException) -> BaseException | None:
+        """Return the signal that ends the turn, if the error is the database's and not the step's."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where a turn's checkpoints go, and where its time comes from."""
+
+    @property
+    def short_wait(self) -> timedelta:
+        """How long a wait can be for which the turn stays in the process."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the time by the database's clock."""
+        ...
+
+    async def record(self, step: RecordedStep) -> RecordedStep:
+        """Write a checkpoint; return, once it is committed, what is recorded now.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing is written.
+            InvalidDataError: PostgreSQL refuses it; nothing is written.
+        """
+        ...
+
+    async def record_attempt(self, failed: FailedAttempt) -> None:
+        """Write a failed attempt.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing is written.
+        """
+        ...
+
+    async def begin(self) -> StepTransaction:
+        """Begin the transaction of one attempt of a step.
+
+        Raises:
+            TurnSignal: the database is in the way.
+        """
+        ...
+
+    async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:
+        """Call a plain function in a thread, so that it does not block the loop."""
+        ...

@@ -1,0 +1,466 @@
+"""One turn of a run: its body runs from the top, recorded steps answer from the journal, new ones run and are recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from contextvars import copy_context
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from zart_sqla.errors import (
+    ExecutionTimeout,
+    InvalidDataError,
+    NonDeterminismError,
+    RetryExhausted,
+    StepFailed,
+)
+from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep, StepKind
+from zart_sqla.runtime import faults
+from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.context import ActiveStep, active_step, current_turn
+from zart_sqla.runtime.failures import failure_from
+from zart_sqla.runtime.journal import Journal
+from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from datetime import datetime, timedelta
+
+    from zart_sqla.records import ClaimedTask, RunHistory
+    from zart_sqla.runtime.handlers import Handler
+    from zart_sqla.runtime.journal import Place
+    from zart_sqla.runtime.outcomes import Outcome
+    from zart_sqla.runtime.ports import Recorder
+    from zart_sqla.runtime.steps import StepCall
+
+T = TypeVar("T")
+
+logger = logging.getLogger("zart_sqla.turn")
+
+# A user's code can end in more than an Exception: sys.exit() must fail its run, not take the worker down.
+_FAULTS = (Exception, SystemExit)
+
+
+class StopReason(Enum):
+    """Why a turn is stopped from outside."""
+
+    CANCELLED = "the execution was cancelled"
+    LEASE_LOST = "the task was taken over"
+    SHUTDOWN = "the worker shuts down"
+
+
+_OUTCOMES: dict[StopReason, Cancelled | LeaseLost | Suspended] = {
+    StopReason.CANCELLED: Cancelled(),
+    StopReason.LEASE_LOST: LeaseLost(),
+    StopReason.SHUTDOWN: Suspended(),
+}
+
+
+class Turn:
+    """One turn of a run.
+
+    Args:
+        task: the task that the turn holds.
+        handler: what to run.
+        history: what earlier turns recorded.
+        recorder: where checkpoints go.
+
+    Attributes:
+        data: the run's input, None until it has been read.
+        deadline: when the execution times out, None if it does not.
+    """
+
+    def __init__(
+        self, task: ClaimedTask, handler: Handler[Any, Any], history: RunHistory, recorder: Recorder
+    ) -> None:
+        self.task = task
+        self.handler = handler
+        self.recorder = recorder
+        self.journal = Journal(history)
+        self.data: Any = None
+        self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
+        self._stopped: StopReason | None = None
+        self._signals: list[TurnSignal] = []
+        self._step_errors: list[BaseException] = []
+        self._asyncio_task: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_over = False
+
+    async def run(self) -> Outcome:
+        """Run the turn to its end."""
+        self._loop = asyncio.get_running_loop()
+        self._asyncio_task = asyncio.current_task()
+        current_turn.set(self)
+        try:
+            outcome = await self._run_handler()
+        except (TurnSignal, asyncio.CancelledError, BaseExceptionGroup):
+            outcome = self._interrupted()
+            if outcome is None:
+                raise
+        finally:
+            self._is_over = True
+        if self._stopped is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)  # the cancellation, if it has not been delivered yet
+        # A signal decides how the turn ends, whatever the body made of it.
+        return self._interrupted() or outcome
+
+    def stop(self, reason: StopReason) -> None:
+        """Interrupt the turn: what it does gets an `asyncio.CancelledError`, and nothing more is recorded."""
+        if self._stopped is None and not self._is_over and self._asyncio_task is not None:
+            self._stopped = reason
+            self._asyncio_task.cancel(reason.value)
+
+    def _interrupted(self) -> Outcome | None:
+        if self._stopped is not None:
+            return _OUTCOMES[self._stopped]
+        outcomes = [signal.outcome for signal in self._signals]
+        for outcome in outcomes:
+            if isinstance(outcome, LeaseLost):
+                return outcome
+        suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
+        return min(suspended, key=_due_first, default=None)
+
+    async def _run_handler(self) -> Outcome:
+        try:
+            self.data = self.handler.data_codec.unpack(self.task.payload, subject="the input")
+            failure = self.journal.failure
+            if failure is not None and failure.error is not None:
+                self.journal.skip_to_failure(failure)
+                return await self._run_on_failure(failure.error)
+            return await self._run_body()
+        except _FAULTS as error:
+            return self._failed(error)
+
+    async def _run_body(self) -> Outcome:
+        try:
+            value = await self._in_time(self.handler.function, *self.handler.arguments(self.data))
+            _, result = self._packed(value)
+            self.journal.check_end()
+        except NonDeterminismError:
+            raise
+        except _FAULTS as error:
+            return await self._after_fault(error)
+        return Completed(result)
+
+    async def _in_time(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the function returns, unless the execution's deadline comes first."""
+        if self.deadline is None or self.handler.timeout is None:
+            return await self._call(function, *arguments)
+        remaining = (self.deadline - self.recorder.now()).total_seconds()
+        try:
+            async with asyncio.timeout(remaining) as limit:
+                return await self._call(function, *arguments)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ExecutionTimeout(self.task.task_name, self.handler.timeout) from None
+
+    async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self.handler.is_async:
+            return await function(*arguments)
+        return await self.in_thread(function, *arguments, is_body=True)
+
+    def _packed(self, value: object) -> tuple[Any, str]:
+        text, packed = self.handler.result_codec.pack(value, subject=f"the output of {self.task.task_name!r}")
+        return packed, text
+
+    async def _after_fault(self, error: BaseException) -> Outcome:
+        """Return how the turn ends after the body raised."""
+        retry = self.handler.retry
+        is_own = not any(error is known for known in self._step_errors) and not isinstance(error, ExecutionTimeout)
+        attempt = self.task.retries + 1
+        record = faults.record_of(error)
+        if is_own:
+            record = ErrorRecord(
+                error_type=record.error_type, message=record.message, attempts=attempt, category=record.category
+            )
+            if retry.covers(error) and attempt <= retry.retries:
+                return self._suspended_for_retry(record, attempt)
+        self._log_fault(error)
+        if self.handler.on_failure is None or self._interrupted() is not None:
+            return Failed(record)
+        return await self._take_up_failure(record)
+
+    def _suspended_for_retry(self, error: ErrorRecord, attempt: int) -> Suspended:
+        now = self.recorder.now()
+        failed = FailedAttempt(step="", attempt=attempt, error=error, started_at=self.task.claimed_at)
+        due_at = self._bounded(now + self.handler.retry.delay_after(attempt))
+        return Suspended(due_at=due_at, is_waiting=True, failed=failed)
+
+    async def _take_up_failure(self, error: ErrorRecord) -> Outcome:
+        """Record that the body failed, so that no later turn runs it again, and go on with `on_failure`."""
+        numbers = self.journal.numbers()
+        place = self.journal.enter("on_failure", StepKind.FAILURE)
+        marker = RecordedStep(
+            name=place.name, kind=place.kind, position=place.position, result=numbers, error=error
+        )
+        await self.recorder.record(marker)
+        self.journal.skip_to_failure(marker)
+        return await self._run_on_failure(error)
+
+    async def _run_on_failure(self, error: ErrorRecord) -> Outcome:
+        on_failure = self.handler.on_failure
+        if on_failure is None:  # the code has changed since
+            return Failed(error)
+        failure = failure_from(error)
+        try:
+            if asyncio.iscoroutinefunction(on_failure):
+                value = await on_failure(self.data, failure)
+            else:
+                value = await self.in_thread(on_failure, self.data, failure, is_body=True)
+            _, result = self._packed(value)
+            self.journal.check_end()
+        except _FAULTS as raised:
+            return self._failed(raised)
+        return Completed(result)
+
+    def _failed(self, error: BaseException) -> Failed:
+        self._log_fault(error)
+        return Failed(faults.record_of(error))
+
+    def _log_fault(self, error: BaseException) -> None:
+        if self._interrupted() is None:
+            logger.warning(
+                "execution %r of %r failed: %s",
+                self.task.execution_id,
+                self.task.task_name,
+                faults.message_of(error),
+                exc_info=error,
+                extra={"execution_id": self.task.execution_id, "task_name": self.task.task_name},
+            )
+
+    def _bounded(self, moment: datetime) -> datetime:
+        """Return the moment, or the deadline if that comes first."""
+        return moment if self.deadline is None else min(moment, self.deadline)
+
+    # What the body's calls come to ------------------------------------------------------------------------------
+
+    def enter(self, name: str, kind: StepKind) -> Place:
+        """Return the place of the next durable call.
+
+        Raises:
+            TurnSignal: the turn is ending; nothing more may be called.
+            InvalidNameError: the name cannot be stored.
+            NonDeterminismError: another call is recorded at this place.
+        """
+        self.check_open()
+        is_ordered = not self.handler.is_async or asyncio.current_task() is self._asyncio_task
+        return self.journal.enter(name, kind, is_ordered=is_ordered)
+
+    def check_open(self) -> None:
+        """Check that the turn is not ending.
+
+        Raises:
+            TurnSignal: it is, by a signal that the body has caught.
+            CancelledError: it is over, or was stopped.
+        """
+        if self._signals:
+            raise self._signals[0]
+        if self._is_over or self._stopped is not None:
+            raise asyncio.CancelledError(self._stopped.value if self._stopped else "the turn is over")
+
+    def suspend(self, due_at: datetime, *, step: RecordedStep | None = None, is_waiting: bool = True) -> TurnSignal:
+        """Return the signal that ends this turn until then, to be raised."""
+        outcome = Suspended(due_at=self._bounded(due_at), is_waiting=is_waiting, step=step)
+        return self.note(TurnSignal(outcome))
+
+    def note(self, signal: TurnSignal) -> TurnSignal:
+        """Remember a signal, so that the turn ends by it even if the body catches it."""
+        if signal not in self._signals:
+            self._signals.append(signal)
+        return signal
+
+    async def record(self, step: RecordedStep) -> RecordedStep:
+        """Write a checkpoint and return what is recorded then."""
+        try:
+            return await self.recorder.record(step)
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
+    async def run_step(self, call: StepCall[T]) -> T:
+        """Return a step's value: the recorded one, or that of running it now."""
+        return await self.run_at(self.enter(call.name, call.step.kind), call)
+
+    async def run_at(self, place: Place, call: StepCall[T]) -> T:
+        """Return the value of the step at a place that was entered before."""
+        if place.recorded is not None:
+            return self.replayed(place.recorded, call)
+        return await _StepRun(self, place, call).run()
+
+    def replayed(self, recorded: RecordedStep, call: StepCall[T]) -> T:
+        step = call.step
+        if recorded.error is not None:
+            raise self.from_step(faults.error_from(recorded.error, step.raises))
+        return step.codec.unpack(recorded.result or "null", subject=f"the recorded result of step {recorded.name!r}")
+
+    def from_step(self, error: BaseException) -> BaseException:
+        """Return the error, known from now on as one that came from a step."""
+        self._step_errors.append(error)
+        return error
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any, is_body: bool) -> Any:
+        """Return what a plain function returns, called in a thread that knows this turn."""
+        context = copy_context()
+        return await self.recorder.in_thread(lambda: context.run(function, *arguments), is_body=is_body)
+
+    def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return, in a thread, what the coroutine returns on the worker's loop."""
+        assert self._loop is not None  # noqa: S101 - a thread of this turn runs only while the turn does
+        if self._is_over:
+            coroutine.close()
+            self.check_open()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+class _StepRun(Generic[T]):
+    """The running of one step, from its first attempt in this turn to its checkpoint."""
+
+    def __init__(self, turn: Turn, place: Place, call: StepCall[T]) -> None:
+        self._turn = turn
+        self._place = place
+        self._call = call
+        self._step = call.step
+        self._attempt = place.failed_attempts
+        self._started_at = turn.recorder.now()
+
+    async def run(self) -> T:
+        while True:
+            self._attempt += 1
+            self._started_at = self._turn.recorder.now()
+            active = ActiveStep(
+                turn=self._turn,
+                name=self._place.name,
+                attempt=self._attempt,
+                max_attempts=self._step.retry.max_attempts,
+                is_plain=self._step.is_async,
+            )
+            try:
+                return await self._succeed(await self._invoke(active), active)
+            except _FAULTS as error:
+                await self._after_fault(error, active)
+            except BaseException:
+                await self._undo(active)
+                raise
+
+    async def _invoke(self, active: ActiveStep) -> Any:
+        token = active_step.set(active)
+        try:
+            if self._step.timeout is None:
+                return await self._call_function()
+            return await self._call_in_time(self._step.timeout)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled this turn: it is the step's own, and so an error like others.
+            raise StepFailed(
+                active.name, error_type="CancelledError", message=faults.message_of(error), attempts=active.attempt
+            ) from error
+        finally:
+            active_step.reset(token)
+
+    async def _call_function(self) -> Any:
+        call = self._call
+        if self._step.is_async:
+            return await self._step.function(*call.args, **call.kwargs)
+        return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
+
+    async def _call_in_time(self, timeout: timedelta) -> Any:
+        try:
+            async with asyncio.timeout(timeout.total_seconds()) as limit:
+                return await self._call_function()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise faults.step_timeout(self._place.name, timeout, attempts=self._attempt) from None
+
+    async def _succeed(self, value: Any, active: ActiveStep) -> T:
+        name = self._place.name
+        try:
+            text, packed = self._step.codec.pack(value, subject=f"the result of step {name!r}")
+            checkpoint = self._checkpoint(result=text)
+            recorded = await (self._turn.record(checkpoint) if active.transaction is None else self._commit(active, checkpoint))
+        except InvalidDataError as error:
+            raise faults.step_error(StepFailed, name, error, attempts=self._attempt) from error
+        if recorded is not checkpoint:  # somebody was first, and what is recorded counts
+            return self._turn.replayed(recorded, self._call)
+        return packed
+
+    async def _commit(self, active: ActiveStep, checkpoint: RecordedStep) -> RecordedStep:
+        assert active.transaction is not None  # noqa: S101 - the caller has looked
+        try:
+            return await active.transaction.commit(checkpoint)
+        except TurnSignal as signal:
+            raise self._turn.note(signal) from None
+
+    async def _after_fault(self, error: BaseException, active: ActiveStep) -> None:
+        """Return if another attempt is to be made now; raise what the step ends in if not."""
+        signal = None if active.transaction is None else active.transaction.signal_for(error)
+        await self._undo(active)
+        if isinstance(signal, TurnSignal):
+            raise self._turn.note(signal)
+        step, name, attempt = self._step, self._place.name, self._attempt
+        if isinstance(error, StepFailed | faults.StepTimeout) and error.step == name:
+            await self._fail(error)
+        is_declared = isinstance(error, step.raises)
+        may_retry = step.retry.covers(error) and not (is_declared and step.retry.on == (Exception,))
+        if may_retry and attempt <= step.retry.retries:
+            await self._wait_for_retry(error)
+        elif is_declared:
+            await self._record_failure(faults.business_record(name, error, attempts=attempt))
+            raise self._turn.from_step(error)
+        else:
+            kind = RetryExhausted if may_retry and step.retry.retries else StepFailed
+            await self._fail(faults.step_error(kind, name, error, attempts=attempt))
+
+    async def _fail(self, error: Any) -> None:
+        await self._record_failure(faults.record_of(error))
+        raise self._turn.from_step(error)
+
+    async def _record_failure(self, error: ErrorRecord) -> None:
+        await self._turn.record(self._checkpoint(error=error))
+
+    async def _wait_for_retry(self, error: BaseException) -> None:
+        turn, attempt = self._turn, self._attempt
+        failed = FailedAttempt(
+            step=self._place.name, attempt=attempt, error=faults.record_of(error), started_at=self._started_at
+        )
+        try:
+            await turn.recorder.record_attempt(failed)
+        except TurnSignal as signal:
+            raise turn.note(signal) from None
+        delay = self._step.retry.delay_after(attempt)
+        logger.info(
+            "step %r failed on attempt %d, next in %.3f s: %s",
+            self._place.name,
+            attempt,
+            delay.total_seconds(),
+            failed.error.message,
+            extra={"execution_id": turn.task.execution_id, "step": self._place.name, "attempt": attempt},
+        )
+        if delay > turn.recorder.short_wait:
+            raise turn.suspend(turn.recorder.now() + delay)
+        await asyncio.sleep(delay.total_seconds())
+
+    async def _undo(self, active: ActiveStep) -> None:
+        transaction, active.transaction = active.transaction, None
+        if transaction is not None:
+            await transaction.rollback()
+
+    def _checkpoint(self, *, result: str | None = None, error: ErrorRecord | None = None) -> RecordedStep:
+        return RecordedStep(
+            name=self._place.name,
+            kind=self._place.kind,
+            position=self._place.position,
+            attempts=self._attempt,
+            result=result,
+            error=error,
+            started_at=self._started_at,
+        )
+
+
+def _due_first(outcome: Suspended) -> float:
+    return float("-inf") if outcome.due_at is None else outcome.due_at.timestamp()

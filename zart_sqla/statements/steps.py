@@ -1,0 +1,193 @@
+"""Checkpoints and failed attempts: writing them, and reading back what earlier turns wrote."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    JSON,
+    CompoundSelect,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal,
+    null,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+from zart_sqla.models.mapping import tables_of
+from zart_sqla.statements.arrays import INTEGER, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
+from zart_sqla.statements.workers import alive
+
+if TYPE_CHECKING:
+    from sqlalchemy import Executable
+
+    from zart_sqla.table_names import TableNames
+
+
+@functools.cache
+def record(names: TableNames) -> Executable:
+    """Insert checkpoints of runs whose tasks a worker holds.
+
+    Parameters: `me` and `rows_of` lists. Returns: `(run_id, name)` of those that were inserted; one is missing
+    if the task is not the worker's any more, or if the checkpoint was there before.
+    """
+    t = tables_of(names)
+    me = alive(names)
+    given = rows_of(
+        "given",
+        task_id=UUID,
+        attempt=INTEGER,
+        name=TEXT,
+        kind=TEXT,
+        position=INTEGER,
+        attempts=INTEGER,
+        result=TEXT,
+        error=TEXT,
+        started_at=TIMESTAMP_TZ,
+        wake_at=TIMESTAMP_TZ,
+    )
+    held = given.join(t.tasks, (t.tasks.c.task_id == given.c.task_id) & (t.tasks.c.attempt == given.c.attempt))
+    rows = select(
+        t.tasks.c.run_id,
+        given.c.name,
+        given.c.kind,
+        given.c.position,
+        given.c.attempts,
+        cast(given.c.result, JSON),
+        cast(given.c.error, JSON),
+        given.c.started_at,
+        given.c.wake_at,
+    ).select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
+    columns = ["run_id", "name", "kind", "position", "attempts", "result", "error", "started_at", "wake_at"]
+    return (
+        pg_insert(t.steps)
+        .from_select(columns, rows)
+        .on_conflict_do_nothing(index_elements=[t.steps.c.run_id, t.steps.c.name])
+        .returning(t.steps.c.run_id, t.steps.c.name)
+    )
+
+
+@functools.cache
+def record_attempts(names: TableNames) -> Executable:
+    """Insert failed attempts of steps of runs whose tasks a worker holds.
+
+    Parameters: `me` and `rows_of` lists. Returns: `(run_id)` of those that were inserted or there before.
+    """
+    t = tables_of(names)
+    me = alive(names)
+    given = rows_of(
+        "given", task_id=UUID, token=INTEGER, name=TEXT, attempt=INTEGER, error=TEXT, started_at=TIMESTAMP_TZ
+    )
+    held = given.join(t.tasks, (t.tasks.c.task_id == given.c.task_id) & (t.tasks.c.attempt == given.c.token))
+    rows = select(
+        t.tasks.c.run_id, given.c.name, given.c.attempt, cast(given.c.error, JSON), given.c.started_at
+    ).select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
+    inserted = pg_insert(t.step_attempts).from_select(["run_id", "name", "attempt", "error", "started_at"], rows)
+    key = [t.step_attempts.c.run_id, t.step_attempts.c.name, t.step_attempts.c.attempt]
+    # The update changes nothing; it makes RETURNING tell of the row that was there before too.
+    return inserted.on_conflict_do_update(
+        index_elements=key, set_={"attempt": inserted.excluded.attempt}
+    ).returning(t.step_attempts.c.run_id, t.step_attempts.c.name)
+
+
+@functools.cache
+def journal(names: TableNames) -> CompoundSelect[Any]:
+    """Select what earlier turns of the runs in the list `run_ids` recorded: checkpoints and counts of failed attempts."""
+    t = tables_of(names)
+    wanted = array_of("run_ids", UUID)
+    checkpoints = select(
+        t.steps.c.run_id,
+        t.steps.c.name,
+        t.steps.c.kind,
+        t.steps.c.position,
+        t.steps.c.attempts,
+        cast(t.steps.c.result, Text).label("result"),
+        cast(t.steps.c.error, Text).label("error"),
+        t.steps.c.started_at,
+        t.steps.c.wake_at,
+    ).where(t.steps.c.run_id == any_(wanted))
+    failed = t.step_attempts
+    is_done = exists().select_from(t.steps).where(t.steps.c.run_id == failed.c.run_id, t.steps.c.name == failed.c.name)
+    counts = (
+        select(
+            failed.c.run_id,
+            failed.c.name,
+            literal("attempts", Text),
+            cast(null(), INTEGER),
+            func.max(failed.c.attempt),
+            cast(null(), TEXT),
+            cast(null(), TEXT),
+            cast(null(), TIMESTAMP_TZ),
+            cast(null(), TIMESTAMP_TZ),
+        )
+        .where(failed.c.run_id == any_(wanted), failed.c.name != "", ~is_done)
+        .group_by(failed.c.run_id, failed.c.name)
+    )
+    return union_all(checkpoints, counts)
+
+
+@functools.cache
+def recorded(names: TableNames) -> Select[Any]:
+    """Select the checkpoints of the `rows_of` lists `run_id` and `name`."""
+    t = tables_of(names)
+    given = rows_of("given", run_id=UUID, name=TEXT)
+    return select(
+        t.steps.c.run_id,
+        t.steps.c.name,
+        t.steps.c.kind,
+        t.steps.c.position,
+        t.steps.c.attempts,
+        cast(t.steps.c.result, Text).label("result"),
+        cast(t.steps.c.error, Text).label("error"),
+        t.steps.c.started_at,
+        t.steps.c.wake_at,
+    ).join(given, (given.c.run_id == t.steps.c.run_id) & (given.c.name == t.steps.c.name))
+
+
+@functools.cache
+def describe(names: TableNames) -> CompoundSelect[Any]:
+    """Select the steps of an execution's current run, in the order of recording, then those between two attempts.
+
+    Parameters: `id`.
+    """
+    t = tables_of(names)
+    run = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
+    run_id = run.scalar_subquery()
+    failed = t.step_attempts
+    last = failed.alias("last")
+    done = select(
+        t.steps.c.name,
+        t.steps.c.kind,
+        (func.coalesce(t.steps.c.wake_at, func.now()) > func.now()).label("is_waiting"),
+        t.steps.c.attempts,
+        cast(t.steps.c.result, Text).label("result"),
+        cast(t.steps.c.error, Text).label("error"),
+        t.steps.c.started_at,
+        func.coalesce(t.steps.c.wake_at, t.steps.c.completed_at).label("completed_at"),
+        t.steps.c.completed_at.label("recorded_at"),
+        t.steps.c.position,
+    ).where(t.steps.c.run_id == run_id)
+    is_done = exists().select_from(t.steps).where(t.steps.c.run_id == last.c.run_id, t.steps.c.name == last.c.name)
+    is_last = ~exists().select_from(failed).where(failed.c.run_id == last.c.run_id, failed.c.name == last.c.name, failed.c.attempt > last.c.attempt)
+    between = select(
+        last.c.name,
+        literal("step", Text),
+        literal(True),  # noqa: FBT003
+        last.c.attempt,
+        cast(null(), TEXT),
+        cast(last.c.error, Text),
+        last.c.started_at,
+        cast(null(), TIMESTAMP_TZ),
+        last.c.failed_at,
+        cast(null(), INTEGER),
+    ).where(last.c.run_id == run_id, last.c.name != "", ~is_done, is_last)
+    both = union_all(done, between)
+    return both.order_by("recorded_at", "position")

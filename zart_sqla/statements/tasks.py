@@ -1,0 +1,197 @@
+"""The queue: claiming tasks, putting them back, finishing them."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    JSON,
+    Float,
+    Select,
+    Text,
+    Update,
+    all_,
+    any_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    select,
+    true,
+    update,
+)
+
+from zart_sqla.models.mapping import tables_of
+from zart_sqla.statements.arrays import BOOLEAN, INTEGER, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
+from zart_sqla.statements.workers import alive
+
+if TYPE_CHECKING:
+    from sqlalchemy import Executable
+
+    from zart_sqla.table_names import TableNames
+
+
+def _served(names: TableNames, *, all_queues: bool) -> Any:
+    """Return the condition for a task that this worker can do, were it due."""
+    tasks = tables_of(names).tasks
+    served = tasks.c.worker_id.is_(None) & (tasks.c.task_name == any_(array_of("task_names", TEXT)))
+    return served if all_queues else served & (tasks.c.queue == any_(array_of("queues", TEXT)))
+
+
+@functools.cache
+def claim(names: TableNames, *, all_queues: bool) -> Executable:
+    """Give a worker the tasks that are due, the longest due first, with all that their turns need.
+
+    Parameters: `me`, `task_names`, `queues` unless all, `limit`. Returns: at least one row; in each the `seconds` until
+    the next task becomes due, None if there is none.
+    """
+    t = tables_of(names)
+    me = alive(names)
+    due = (
+        select(t.tasks.c.task_id, me.c.worker_id)
+        .join(me, true())
+        .where(_served(names, all_queues=all_queues), t.tasks.c.due_at <= func.now())
+        .order_by(t.tasks.c.due_at)
+        .limit(bindparam("limit", type_=INTEGER))
+        .with_for_update(skip_locked=True, of=t.tasks)
+        .cte("due")
+    )
+    claimed = (
+        update(t.tasks)
+        .values(
+            worker_id=due.c.worker_id,
+            attempt=t.tasks.c.attempt + 1,
+            is_waiting=False,
+            started_at=func.coalesce(t.tasks.c.started_at, func.now()),
+            claimed_at=func.now(),
+        )
+        .where(t.tasks.c.task_id == due.c.task_id)
+        .returning(
+            t.tasks.c.task_id,
+            t.tasks.c.run_id,
+            t.tasks.c.task_name,
+            t.tasks.c.attempt,
+            t.tasks.c.retries,
+            t.tasks.c.started_at,
+            t.tasks.c.claimed_at,
+        )
+        .cte("claimed")
+    )
+    run = t.execution_runs
+    upcoming = _seconds_to_next(names, all_queues=all_queues).cte("upcoming")
+    with_run = claimed.join(run, run.c.run_id == claimed.c.run_id)
+    return select(
+        upcoming.c.seconds,
+        claimed.c.task_id,
+        claimed.c.run_id,
+        run.c.execution_id,
+        claimed.c.task_name,
+        claimed.c.attempt,
+        claimed.c.retries,
+        cast(run.c.payload, Text).label("payload"),
+        claimed.c.started_at,
+        claimed.c.claimed_at,
+    ).select_from(upcoming.outerjoin(with_run, true()))
+
+
+def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
+    """Select in how many seconds the next task becomes due that this worker can do; None where there is none."""
+    t = tables_of(names)
+    soonest = (
+        select(t.tasks.c.due_at)
+        .where(_served(names, all_queues=all_queues), t.tasks.c.due_at > func.now())
+        .order_by(t.tasks.c.due_at)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return select(cast(func.extract("epoch", soonest - func.now()), Float).label("seconds"))
+
+
+@functools.cache
+def put_down(names: TableNames) -> Update:
+    """Free tasks that a worker holds, until they are due again.
+
+    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held.
+    """
+    t = tables_of(names)
+    me = alive(names)
+    turn = rows_of(
+        "turn", task_id=UUID, attempt=INTEGER, due_at=TIMESTAMP_TZ, is_waiting=BOOLEAN, retries=INTEGER
+    )
+    return (
+        update(t.tasks)
+        .values(
+            worker_id=None,
+            due_at=func.coalesce(turn.c.due_at, func.now()),
+            is_waiting=turn.c.is_waiting,
+            retries=turn.c.retries,
+            crashes=0,
+        )
+        .where(t.tasks.c.task_id == turn.c.task_id, t.tasks.c.attempt == turn.c.attempt)
+        .where(t.tasks.c.worker_id == me.c.worker_id)
+        .returning(t.tasks.c.task_id)
+    )
+
+
+@functools.cache
+def finish(names: TableNames) -> Executable:
+    """End runs whose tasks a worker holds, and tell those who wait for their end.
+
+    Whoever deletes the run's task makes the one terminal transition of the run.
+    Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held.
+    """
+    t = tables_of(names)
+    me = alive(names)
+    turn = select(
+        rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)
+    ).cte("turn")
+    gone = (
+        delete(t.tasks)
+        .where(t.tasks.c.task_id == turn.c.task_id, t.tasks.c.attempt == turn.c.attempt)
+        .where(t.tasks.c.worker_id == me.c.worker_id)
+        .returning(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.started_at, t.tasks.c.is_awaited)
+        .cte("gone")
+    )
+    ended = (
+        update(t.execution_runs)
+        .values(
+            outcome=turn.c.outcome,
+            result=cast(turn.c.result, JSON),
+            error=cast(turn.c.error, JSON),
+            started_at=gone.c.started_at,
+            completed_at=func.now(),
+        )
+        .where(t.execution_runs.c.run_id == gone.c.run_id, gone.c.task_id == turn.c.task_id)
+        .cte("ended")
+    )
+    told = func.pg_notify(bindparam("channel", type_=Text), cast(gone.c.run_id, Text))
+    notified = select(gone.c.task_id, told.label("told")).where(gone.c.is_awaited).cte("notified")
+    return (
+        select(gone.c.task_id, notified.c.told)
+        .outerjoin(notified, notified.c.task_id == gone.c.task_id)
+        .add_cte(ended)
+    )
+
+
+@functools.cache
+def held(names: TableNames) -> Select[Any]:
+    """Select those of the `rows_of` lists of tasks that a worker holds. Parameters: `me` and the lists."""
+    t = tables_of(names)
+    me = alive(names)
+    mine = rows_of("mine", task_id=UUID, attempt=INTEGER)
+    is_mine = (t.tasks.c.task_id == mine.c.task_id) & (t.tasks.c.attempt == mine.c.attempt)
+    return select(t.tasks.c.task_id).join(mine, is_mine).join(me, me.c.worker_id == t.tasks.c.worker_id)
+
+
+@functools.cache
+def release_others(names: TableNames) -> Executable:
+    """Free the tasks that a worker holds, but for those in the list `kept`. Parameters: `me` and the list."""
+    t = tables_of(names)
+    me = alive(names)
+    return (
+        update(t.tasks)
+        .values(worker_id=None, due_at=func.now())
+        .where(t.tasks.c.worker_id == me.c.worker_id, t.tasks.c.task_id != all_(array_of("kept", UUID)))
+        .returning(t.tasks.c.task_id)
+    )

@@ -1,0 +1,226 @@
+"""The workers that live: who they are, who has died, and what becomes of the tasks of the dead."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    CTE,
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Delete,
+    Float,
+    Insert,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    case,
+    cast,
+    column,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    table,
+    update,
+)
+from sqlalchemy.dialects.postgresql import INTERVAL
+
+from zart_sqla.models.mapping import tables_of
+from zart_sqla.statements.arrays import INTEGER, UUID, array_of, rows_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Executable
+
+    from zart_sqla.table_names import TableNames
+
+_LOCKS = table(
+    "pg_locks", *(column(name) for name in ("locktype", "database", "classid", "objid", "objsubid", "granted")), schema="pg_catalog"
+)
+_DATABASES = table("pg_database", column("oid"), column("datname"), schema="pg_catalog")
+_SERVER_WARM_UP = literal_column("INTERVAL '10 seconds'", INTERVAL)
+
+
+def alive(names: TableNames) -> CTE:
+    """Return the worker's own row, kept from being deleted until the transaction ends.
+
+    This is the fence. Whoever takes over a worker's tasks deletes its row first; so a transaction that holds this
+    lock is over before they are taken, and one that comes later finds no row and writes nothing. A heartbeat changes
+    no key, so it does not wait. A process that is stopped in the middle must not hold the lock for ever, hence the limit.
+    """
+    workers = tables_of(names).workers
+    return (
+        select(
+            workers.c.worker_id,
+            func.set_config("idle_in_transaction_session_timeout", "10s", True).label("limited"),  # noqa: FBT003
+        )
+        .where(workers.c.worker_id == bindparam("me", type_=UUID))
+        .with_for_update(read=True, key_share=True)
+        .cte("me")
+    )
+
+
+def _seconds(name: str) -> ColumnElement[Any]:
+    return bindparam(name, type_=Float) * literal_column("INTERVAL '1 second'", INTERVAL)
+
+
+@functools.cache
+def register(names: TableNames) -> Insert:
+    """Insert a worker.
+
+    Parameters: the columns `worker_id`, `hostname`, `pid` and `lock_key`, and `lease_seconds`.
+    """
+    return insert(tables_of(names).workers).values(lease_until=func.now() + _seconds("lease_seconds"))
+
+
+@functools.cache
+def unregister(names: TableNames) -> Delete:
+    """Delete a worker that has put down all its tasks. Parameters: `me`."""
+    workers = tables_of(names).workers
+    return delete(workers).where(workers.c.worker_id == bindparam("me", type_=UUID))
+
+
+@functools.cache
+def set_lock(names: TableNames) -> Executable:
+    """Record the advisory lock that a worker's connection holds. Parameters: `me`, `key`."""
+    workers = tables_of(names).workers
+    return (
+        update(workers)
+        .values(lock_key=bindparam("key", type_=BigInteger))
+        .where(workers.c.worker_id == bindparam("me", type_=UUID))
+    )
+
+
+def _is_locked(key: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that some session of this database holds the advisory lock of this key."""
+    here = select(_DATABASES.c.oid).where(_DATABASES.c.datname == func.current_database()).scalar_subquery()
+    high, low = cast(_LOCKS.c.classid, BigInteger), cast(_LOCKS.c.objid, BigInteger)
+    return exists().select_from(_LOCKS).where(
+            _LOCKS.c.locktype == "advisory",
+            _LOCKS.c.database == here,
+            _LOCKS.c.objsubid == 1,  # a key of one bigint
+            _LOCKS.c.granted,
+            high.op("<<")(literal_column("32")).op("|")(low) == key,
+        )
+
+
+@functools.cache
+def is_locked() -> Select[Any]:
+    """Select whether some session of this database holds an advisory lock. Parameters: `key`."""
+    return select(_is_locked(bindparam("key", type_=BigInteger)))
+
+
+def _is_dead(names: TableNames) -> ColumnElement[bool]:
+    """Return the condition for a worker that is dead.
+
+    Its lease ran out; or its connection is gone, and with it the lock, and it has not said since that it lives. After
+    a restart of the server all locks are gone, so the workers get a while to take theirs again.
+    """
+    workers = tables_of(names).workers
+    silent = workers.c.heartbeat_at < func.now() - _seconds("grace_seconds")
+    server_is_warm = func.pg_postmaster_start_time() < func.now() - _SERVER_WARM_UP
+    lock_is_gone = workers.c.lock_key.is_not(None) & ~_is_locked(workers.c.lock_key)
+    return or_(workers.c.lease_until < func.now(), case((silent, server_is_warm & lock_is_gone), else_=False))
+
+
+@functools.cache
+def beat(names: TableNames) -> Executable:
+    """Say that a worker lives, and learn what it has to know.
+
+    Parameters: `me`, `lease_seconds`, `grace_seconds` and the `rows_of` lists of the tasks that it runs.
+    Returns one row: `now`; `is_alive`, whether it was not taken for dead; `lost`, the tasks that are not its own any
+    more; `has_dead`, whether other workers are dead.
+    """
+    t = tables_of(names)
+    me = bindparam("me", type_=UUID)
+    beaten = (
+        update(t.workers)
+        .values(heartbeat_at=func.now(), lease_until=func.now() + _seconds("lease_seconds"))
+        .where(t.workers.c.worker_id == me)
+        .returning(t.workers.c.worker_id)
+        .cte("beaten")
+    )
+    mine = rows_of("mine", task_id=UUID, attempt=INTEGER)
+    still_held = exists().select_from(t.tasks).where(t.tasks.c.task_id == mine.c.task_id, t.tasks.c.attempt == mine.c.attempt, t.tasks.c.worker_id == me)
+    lost = func.array(select(mine.c.task_id).where(~still_held).scalar_subquery())
+    dead = exists().select_from(t.workers).where(t.workers.c.worker_id != me, _is_dead(names))
+    return select(
+        func.now().label("now"),
+        exists(select(beaten.c.worker_id)).label("is_alive"),
+        lost.label("lost"),
+        dead.label("has_dead"),
+    )
+
+
+@functools.cache
+def bury(names: TableNames) -> Delete:
+    """Delete the workers that are dead, so that they can write no more.
+
+    Parameters: `me` of the one who does it, `grace_seconds`. Returns: `(worker_id, hostname, pid)` of the dead.
+    """
+    workers = tables_of(names).workers
+    dead = (
+        select(workers.c.worker_id)
+        .where(workers.c.worker_id != bindparam("me", type_=UUID), _is_dead(names))
+        .with_for_update(skip_locked=True)
+    )
+    return (
+        delete(workers)
+        .where(workers.c.worker_id.in_(dead))
+        .returning(workers.c.worker_id, workers.c.hostname, workers.c.pid)
+    )
+
+
+@functools.cache
+def take_over(names: TableNames) -> Executable:
+    """Free the tasks of workers that are dead, and fail the runs that have taken down too many of them.
+
+    A crash counts only while the run gets nowhere: a checkpoint since the claim starts the count anew.
+    Parameters: `dead`, `max_crashes`, `crash` (the error as JSON text), `channel`. Returns: `(task_id, execution_id, crashes)` and `is_failed`.
+    """
+    t = tables_of(names)
+    got_somewhere = exists().select_from(t.steps).where(t.steps.c.run_id == t.tasks.c.run_id, t.steps.c.completed_at >= t.tasks.c.claimed_at)
+    crashes = case((got_somewhere, 1), else_=t.tasks.c.crashes + 1)
+    orphans = (
+        select(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.started_at, t.tasks.c.is_awaited, crashes.label("crashes"))
+        .where(t.tasks.c.worker_id == any_(array_of("dead", UUID)))
+        .with_for_update(of=t.tasks)
+        .cte("orphans")
+    )
+    is_failed = orphans.c.crashes >= bindparam("max_crashes", type_=INTEGER)
+    freed = (
+        update(t.tasks)
+        .values(worker_id=None, due_at=func.now(), crashes=orphans.c.crashes)
+        .where(t.tasks.c.task_id == orphans.c.task_id, ~is_failed)
+        .cte("freed")
+    )
+    gone = (
+        delete(t.tasks)
+        .where(t.tasks.c.task_id == orphans.c.task_id, is_failed)
+        .cte("gone")
+    )
+    ended = (
+        update(t.execution_runs)
+        .values(
+            outcome="failed",
+            error=cast(bindparam("crash", type_=Text), JSON),
+            started_at=orphans.c.started_at,
+            completed_at=func.now(),
+        )
+        .where(t.execution_runs.c.run_id == orphans.c.run_id, is_failed)
+        .cte("ended")
+    )
+    told = case(
+        (is_failed & orphans.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(orphans.c.run_id, Text))),
+    )
+    return (
+        select(orphans.c.task_id, t.execution_runs.c.execution_id, orphans.c.crashes, is_failed.label("is_failed"), told)
+        .join(t.execution_runs, t.execution_runs.c.run_id == orphans.c.run_id)
+        .add_cte(freed, gone, ended)
+    )

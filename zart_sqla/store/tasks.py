@@ -1,0 +1,263 @@
+"""The queue as a worker sees it: tasks claimed, put down and finished, and the journals of their runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zart_sqla.records import ClaimedTask, ErrorRecord, FailedAttempt, RecordedStep, RunHistory
+from zart_sqla.statements import steps, tasks
+from zart_sqla.statements.arrays import parameters_of
+from zart_sqla.store.rows import error_to_json, recorded_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, Row
+
+    from zart_sqla.table_names import TableNames
+
+
+def claim(
+    connection: Connection,
+    names: TableNames,
+    worker_id: UUID,
+    *,
+    task_names: Sequence[str],
+    queues: Sequence[str] | None,
+    limit: int,
+) -> tuple[list[ClaimedTask], float | None]:
+    """Give the worker tasks that are due, the longest due first.
+
+    Args:
+        connection: where to run it.
+        names: the tables.
+        worker_id: the worker.
+        task_names: the tasks that it has handlers for.
+        queues: the queues that it serves, None for all.
+        limit: how many at most.
+
+    Returns:
+        The tasks, and in how many seconds the next one becomes due, None if there is none.
+    """
+    parameters = {
+        "me": worker_id,
+        "limit": limit,
+        "task_names": list(task_names),
+        **({} if queues is None else {"queues": list(queues)}),
+    }
+    rows = connection.execute(tasks.claim(names, all_queues=queues is None), parameters).all()
+    claimed = [_claimed(row) for row in rows if row.task_id is not None]
+    return claimed, rows[0].seconds
+
+
+def _claimed(row: Row[Any]) -> ClaimedTask:
+    return ClaimedTask(
+        task_id=row.task_id,
+        run_id=row.run_id,
+        execution_id=row.execution_id,
+        task_name=row.task_name,
+        attempt=row.attempt,
+        retries=row.retries,
+        payload=row.payload,
+        started_at=row.started_at,
+        claimed_at=row.claimed_at,
+    )
+
+
+def release_others(
+    connection: Connection, names: TableNames, worker_id: UUID, kept: Iterable[UUID] = ()
+) -> set[UUID]:
+    """Free the tasks that the worker holds, but for those that it means to keep.
+
+    Returns:
+        Those that it freed.
+    """
+    parameters = {"me": worker_id, "kept": list(kept)}
+    return set(connection.scalars(tasks.release_others(names), parameters))
+
+
+def journal(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) -> dict[UUID, RunHistory]:
+    """Return what earlier turns of the runs recorded."""
+    recorded: dict[UUID, list[RecordedStep]] = {run_id: [] for run_id in run_ids}
+    attempts: dict[UUID, dict[str, int]] = {run_id: {} for run_id in recorded}
+    for row in connection.execute(steps.journal(names), {"run_ids": list(recorded)}):
+        if row.kind == "attempts":
+            attempts[row.run_id][row.name] = row.attempts
+        else:
+            recorded[row.run_id].append(recorded_step(row))
+    return {run_id: RunHistory(steps=found, attempts=attempts[run_id]) for run_id, found in recorded.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class StepToRecord:
+    """A checkpoint to be written by the holder of a task."""
+
+    task: ClaimedTask
+    step: RecordedStep
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptToRecord:
+    """A failed attempt to be written by the holder of a task."""
+
+    task: ClaimedTask
+    failed: FailedAttempt
+
+
+@dataclass(frozen=True, slots=True)
+class TaskToPutDown:
+    """A task that its holder frees.
+
+    Attributes:
+        task: the task.
+        due_at: when it is due again; None for at once.
+        is_waiting: whether its execution waits until then.
+        retries: how often the body has been retried.
+    """
+
+    task: ClaimedTask
+    due_at: datetime | None
+    is_waiting: bool
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunToFinish:
+    """A run that its task's holder ends.
+
+    Attributes:
+        task: the task.
+        result: the run's output as JSON text, None if it failed.
+        error: what it failed with, None if it completed.
+    """
+
+    task: ClaimedTask
+    result: str | None
+    error: ErrorRecord | None
+
+
+_STEP = (
+    "task_id",
+    "attempt",
+    "name",
+    "kind",
+    "position",
+    "attempts",
+    "result",
+    "error",
+    "started_at",
+    "wake_at",
+)
+
+
+def record_steps(
+    connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[StepToRecord]
+) -> set[tuple[UUID, str]]:
+    """Insert checkpoints of runs whose tasks the worker holds.
+
+    Returns:
+        `(run_id, name)` of those that are new.
+    """
+    rows = (
+        (
+            item.task.task_id,
+            item.task.attempt,
+            item.step.name,
+            item.step.kind,
+            item.step.position,
+            item.step.attempts,
+            item.step.result,
+            error_to_json(item.step.error),
+            item.step.started_at,
+            item.step.wake_at,
+        )
+        for item in new
+    )
+    inserted = connection.execute(steps.record(names), {"me": worker_id, **parameters_of("given", _STEP, rows)})
+    return {(run_id, name) for run_id, name in inserted}
+
+
+def find_steps(
+    connection: Connection, names: TableNames, keys: Iterable[tuple[UUID, str]]
+) -> dict[tuple[UUID, str], RecordedStep]:
+    """Return those of the checkpoints `(run_id, name)` that are recorded."""
+    rows = connection.execute(steps.recorded(names), parameters_of("given", ("run_id", "name"), keys))
+    return {(row.run_id, row.name): recorded_step(row) for row in rows}
+
+
+def held(
+    connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]
+) -> set[UUID]:
+    """Return those of the tasks that the worker still holds."""
+    mine = parameters_of("mine", ("task_id", "attempt"), ((task.task_id, task.attempt) for task in claimed))
+    return set(connection.scalars(tasks.held(names), {"me": worker_id, **mine}))
+
+
+_ATTEMPT = ("task_id", "token", "name", "attempt", "error", "started_at")
+
+
+def record_attempts(
+    connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[AttemptToRecord]
+) -> set[tuple[UUID, str]]:
+    """Insert failed attempts of runs whose tasks the worker holds.
+
+    Returns:
+        `(run_id, step)` of those that are there now.
+    """
+    rows = (
+        (
+            item.task.task_id,
+            item.task.attempt,
+            item.failed.step,
+            item.failed.attempt,
+            error_to_json(item.failed.error),
+            item.failed.started_at,
+        )
+        for item in new
+    )
+    inserted = connection.execute(
+        steps.record_attempts(names), {"me": worker_id, **parameters_of("given", _ATTEMPT, rows)}
+    )
+    return {(run_id, name) for run_id, name in inserted}
+
+
+_PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries")
+
+
+def put_down(
+    connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]
+) -> set[UUID]:
+    """Free tasks that the worker holds.
+
+    Returns:
+        Those that it still held.
+    """
+    rows = ((item.task.task_id, item.task.attempt, item.due_at, item.is_waiting, item.retries) for item in freed)
+    parameters = {"me": worker_id, **parameters_of("turn", _PUT_DOWN, rows)}
+    return set(connection.scalars(tasks.put_down(names), parameters))
+
+
+_FINISH = ("task_id", "attempt", "outcome", "result", "error")
+
+
+def finish(connection: Connection, names: TableNames, worker_id: UUID, ended: Sequence[RunToFinish]) -> set[UUID]:
+    """End runs whose tasks the worker holds, and tell those who wait for them.
+
+    Returns:
+        The tasks that it still held.
+    """
+    rows = (
+        (
+            item.task.task_id,
+            item.task.attempt,
+            "completed" if item.error is None else "failed",
+            item.result,
+            error_to_json(item.error),
+        )
+        for item in ended
+    )
+    parameters = {"me": worker_id, "channel": names.done_channel, **parameters_of("given", _FINISH, rows)}
+    return set(connection.scalars(tasks.finish(names), parameters))

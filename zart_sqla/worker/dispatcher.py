@@ -1,0 +1,175 @@
+"""Runs the turns of claimed tasks, and has the writer settle what they end in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, assert_never
+
+from zart_sqla.errors import InvalidDataError
+from zart_sqla.records import ErrorRecord
+from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
+from zart_sqla.runtime.turn import StopReason, Turn
+from zart_sqla.store.tasks import RunToFinish, TaskToPutDown
+from zart_sqla.worker.writer import Write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+    from uuid import UUID
+
+    from zart_sqla.records import ClaimedTask, RunHistory
+    from zart_sqla.runtime.handlers import TaskRegistry
+    from zart_sqla.runtime.outcomes import Outcome
+    from zart_sqla.runtime.ports import Recorder
+    from zart_sqla.worker.writer import Writer
+
+logger = logging.getLogger("zart_sqla.worker")
+
+
+class Dispatcher:
+    """Runs turns side by side.
+
+    Args:
+        registry: where the handlers are.
+        writer: what settles the turns.
+        make_recorder: makes the recorder of a turn.
+        slots: how many turns run at once.
+        on_suspended: told when a task that was put down is due again.
+
+    Attributes:
+        held: the tasks whose turns run, with their fencing tokens. Other threads may copy it.
+        handed_back: whether a task was put down to be done by others at once.
+    """
+
+    def __init__(
+        self,
+        registry: TaskRegistry,
+        writer: Writer,
+        make_recorder: Callable[[ClaimedTask], Recorder],
+        *,
+        slots: int,
+        on_suspended: Callable[[datetime | None], None],
+    ) -> None:
+        self._registry = registry
+        self._writer = writer
+        self._make_recorder = make_recorder
+        self._slots = slots
+        self._on_suspended = on_suspended
+        self._turns: dict[UUID, Turn] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._has_slot = asyncio.Event()
+        self._has_slot.set()
+        self.held: dict[UUID, int] = {}
+        self.handed_back = False
+
+    @property
+    def free_slots(self) -> int:
+        """How many more turns can run."""
+        return self._slots - len(self._running)
+
+    async def slot(self) -> int:
+        """Return how many more turns can run, when that is at least one."""
+        await self._has_slot.wait()
+        return self.free_slots
+
+    def dispatch(self, task: ClaimedTask, history: RunHistory) -> None:
+        """Start the turn of a claimed task."""
+        handler = self._registry.get(task.task_name)
+        assert handler is not None  # noqa: S101 - only tasks with handlers are claimed
+        turn = Turn(task, handler, history, self._make_recorder(task))
+        self._turns[task.task_id] = turn
+        self.held[task.task_id] = task.attempt
+        running = asyncio.create_task(self._run(turn), name=f"zart_sqla: {task.execution_id}")
+        self._running.add(running)
+        running.add_done_callback(lambda ended: self._forget(turn, ended))
+        if self.free_slots <= 0:
+            self._has_slot.clear()
+
+    def stop(self, task_ids: Iterable[UUID], reason: StopReason) -> None:
+        """Interrupt the turns of these tasks, where they still run."""
+        for task_id in task_ids:
+            turn = self._turns.get(task_id)
+            if turn is not None:
+                logger.info(
+                    "execution %r is interrupted: %s",
+                    turn.task.execution_id,
+                    reason.value,
+                    extra={"execution_id": turn.task.execution_id},
+                )
+                turn.stop(reason)
+
+    def stop_run(self, run_id: str, reason: StopReason) -> None:
+        """Interrupt the turns of a run."""
+        self.stop([task_id for task_id, turn in self._turns.items() if str(turn.task.run_id) == run_id], reason)
+
+    def stop_all(self, reason: StopReason) -> None:
+        """Interrupt all turns."""
+        self.stop(list(self._turns), reason)
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for the turns that run to end.
+
+        Returns:
+            Whether they all have.
+        """
+        running = set(self._running)
+        if running:
+            await asyncio.wait(running, timeout=seconds)
+        return not self._running
+
+    def abandon(self) -> None:
+        """Leave the turns that do not end to themselves; what they do is not recorded any more."""
+        for turn in self._turns.values():
+            logger.error(
+                "execution %r ignores its cancellation and is left to itself; its task goes back to the queue",
+                turn.task.execution_id,
+                extra={"execution_id": turn.task.execution_id},
+            )
+
+    def _forget(self, turn: Turn, ended: asyncio.Task[None]) -> None:
+        self._running.discard(ended)
+        task = turn.task
+        if self._turns.get(task.task_id) is turn:
+            del self._turns[task.task_id]
+            del self.held[task.task_id]
+        self._has_slot.set()
+        if not ended.cancelled() and (error := ended.exception()) is not None:
+            logger.error("the turn of execution %r broke off", task.execution_id, exc_info=error)
+
+    async def _run(self, turn: Turn) -> None:
+        outcome = await turn.run()
+        await self._settle(turn.task, outcome)
+
+    async def _settle(self, task: ClaimedTask, outcome: Outcome) -> None:
+        try:
+            write = _write_for(task, outcome)
+            if write is not None:
+                await self._writer.write(write)
+        except InvalidDataError as error:
+            refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
+            await self._settle(task, Failed(refused))
+        except TurnSignal:
+            logger.info("execution %r: what its turn came to is not written, the task was taken over or ended", task.execution_id)
+        else:
+            if isinstance(outcome, Suspended):
+                self.handed_back |= outcome == Suspended()
+                self._on_suspended(outcome.due_at)
+
+
+def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
+    """Return what is to be written when a turn ends so, None for nothing."""
+    match outcome:
+        case Completed(result):
+            return Write(task=task, finish=RunToFinish(task, result, None))
+        case Failed(error):
+            return Write(task=task, finish=RunToFinish(task, None, error))
+        case Suspended():
+            retries = task.retries if outcome.failed is None else outcome.failed.attempt
+            put_down = TaskToPutDown(task, outcome.due_at, outcome.is_waiting, retries)
+            return Write(task=task, step=outcome.step, failed=outcome.failed, put_down=put_down)
+        case Cancelled() | LeaseLost():
+            return None
+        case _:
+            assert_never(outcome)

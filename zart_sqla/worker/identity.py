@@ -1,0 +1,33 @@
+"""Who a worker is to the database."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+
+from zart_sqla.client.ids import new_id
+
+
+class Identity:
+    """A worker's id and the key of the advisory lock that says that it lives.
+
+    Both are random, so two workers started with the same settings never take each other's work. A worker that was
+    taken for dead goes on under a new one.
+
+    Attributes:
+        worker_id: the id.
+        lock_key: the key of its lock.
+        hostname: the machine.
+        pid: the process.
+    """
+
+    def __init__(self) -> None:
+        self.hostname = socket.gethostname()
+        self.pid = os.getpid()
+        self.renew()
+
+    def renew(self) -> None:
+        """Become another worker."""
+        self.worker_id = new_id()
+        self.lock_key = secrets.randbits(63)

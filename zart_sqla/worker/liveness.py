@@ -1,0 +1,287 @@
+"""The one connection that a worker has of its own, and the thread that keeps it.
+
+On it the worker holds an advisory lock that falls when its process dies, says that it lives, looks for workers that
+do not, and hears of news. It has a thread and a loop of its own, so that none of this waits for what a handler does:
+a body that computes, a step that blocks the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from zart_sqla.client.engines import apart
+from zart_sqla.store import executions, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from uuid import UUID
+
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from zart_sqla.config import WorkerConfig
+    from zart_sqla.store.workers import Beat
+    from zart_sqla.table_names import TableNames
+    from zart_sqla.worker.clock import DatabaseClock
+    from zart_sqla.worker.identity import Identity
+
+logger = logging.getLogger("zart_sqla.liveness")
+
+GRACE_FACTOR: Final = 1.4
+"""For how many heartbeats a worker counts as alive whose connection is gone: it may be making a new one."""
+
+_CANCEL = "cancel "
+_RECONNECT_SECONDS: Final = 0.2
+_BROKEN = (SQLAlchemyError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """Whom the liveness thread tells what. They are called on the worker's own loop.
+
+    Attributes:
+        on_work: there may be work.
+        on_cancelled: the run was cancelled.
+        on_ended: a run has ended that somebody waits for.
+        on_lost: the tasks are not the worker's any more.
+        on_dead: the worker counts as dead; nothing that it holds is its own any more.
+    """
+
+    on_work: Callable[[], None]
+    on_cancelled: Callable[[str], None]
+    on_ended: Callable[[str], None]
+    on_lost: Callable[[frozenset[UUID]], None]
+    on_dead: Callable[[], None]
+
+
+class Liveness:
+    """Keeps the worker alive in the eyes of the database."""
+
+    def __init__(  # noqa: PLR0913 - what it works with
+        self,
+        engine: AsyncEngine,
+        names: TableNames,
+        identity: Identity,
+        config: WorkerConfig,
+        clock: DatabaseClock,
+        held: Mapping[UUID, int],
+        news: News,
+    ) -> None:
+        self._engine = engine
+        self._names = names
+        self._identity = identity
+        self._config = config
+        self._clock = clock
+        self._held = held
+        self._news = news
+        self._home = asyncio.get_running_loop()
+        self._registered: asyncio.Future[None] = self._home.create_future()
+        self._thread = threading.Thread(target=self._run, name="zart-liveness", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._is_registered = False
+        self._last_beat = time.monotonic()
+
+    async def start(self) -> None:
+        """Register the worker; return when it is, and listens.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database cannot be reached.
+        """
+        self._thread.start()
+        await self._registered
+
+    async def stop(self) -> None:
+        """Unregister the worker and close its connection."""
+        loop, stopping = self._loop, self._stopping
+        if loop is not None and stopping is not None and self._thread.is_alive():
+            loop.call_soon_threadsafe(stopping.set)
+        await asyncio.to_thread(self._thread.join)
+
+    # In the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # noqa: BLE001 - the worker has to hear of it, whatever it is
+            self._call(self._fail, error)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        while not self._stopping.is_set():
+            try:
+                await self._keep_connection()
+            except _BROKEN as error:
+                if not self._is_registered:
+                    raise
+                logger.warning("the worker's own connection is broken, making a new one: %s", error)
+                self._notice_silence()
+                await _wait(self._stopping, _RECONNECT_SECONDS)
+
+    async def _keep_connection(self) -> None:
+        """Connect, take the lock, listen, and beat until the connection breaks or the worker stops."""
+        engine = apart(self._engine)
+        stopping = self._stopping
+        assert stopping is not None  # noqa: S101 - _main has made it
+        try:
+            async with asyncio.timeout(self._config.lease_seconds):
+                connection = await engine.connect()
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                is_lost = await self._listen(connection)
+                await self._register(connection)
+            while not stopping.is_set():
+                await self._beat(connection)
+                await _wait_for_either(stopping, is_lost, self._config.heartbeat_seconds)
+                if is_lost.is_set():
+                    raise ConnectionResetError("the server closed it")
+            await connection.run_sync(workers.unregister, self._names, self._identity.worker_id)
+            await connection.close()
+        finally:
+            await engine.dispose()
+
+    async def _listen(self, connection: AsyncConnection) -> asyncio.Event:
+        is_lost = asyncio.Event()
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        driver.add_termination_listener(lambda _: is_lost.set())
+        await driver.add_listener(self._names.work_channel, lambda *message: self._hear_of_work(message[-1]))
+        await driver.add_listener(self._names.done_channel, lambda *message: self._call(self._news.on_ended, message[-1]))
+        return is_lost
+
+    async def _register(self, connection: AsyncConnection) -> None:
+        """Take the lock, and tell the others which it is."""
+        identity = self._identity
+        is_locked = await connection.run_sync(workers.lock, identity.lock_key)
+        lock_key = identity.lock_key if is_locked else None
+        if not is_locked:
+            logger.warning(
+                "no session lock can be had here (a transaction pooler?): a crash of this worker will be noticed only "
+                "when its lease of %.0f s is over",
+                self._config.lease_seconds,
+            )
+        if self._is_registered:
+            await connection.run_sync(workers.set_lock, self._names, identity.worker_id, lock_key)
+        else:
+            await connection.run_sync(self._insert, lock_key)
+            self._is_registered = True
+            self._call(self._succeed)
+        self._call(self._news.on_work)  # what was notified while nobody listened
+
+    def _insert(self, connection: Connection, lock_key: int | None) -> None:
+        identity = self._identity
+        workers.register(
+            connection,
+            self._names,
+            identity.worker_id,
+            hostname=identity.hostname,
+            pid=identity.pid,
+            lock_key=lock_key,
+            lease_seconds=self._config.lease_seconds,
+        )
+
+    async def _beat(self, connection: AsyncConnection) -> None:
+        async with asyncio.timeout(self._config.lease_seconds / 3):
+            beat = await connection.run_sync(self._say_alive)
+        self._clock.set(beat.now)
+        self._last_beat = time.monotonic()
+        if not beat.is_alive:
+            await self._rise_again(connection)
+        elif beat.lost:
+            self._call(self._news.on_lost, beat.lost)
+        if beat.has_dead:
+            await self._take_over(connection)
+
+    def _say_alive(self, connection: Connection) -> Beat:
+        return workers.beat(
+            connection,
+            self._names,
+            self._identity.worker_id,
+            running=dict(self._held).items(),
+            lease_seconds=self._config.lease_seconds,
+            grace_seconds=self._config.heartbeat_seconds * GRACE_FACTOR,
+        )
+
+    async def _rise_again(self, connection: AsyncConnection) -> None:
+        """Go on as a new worker, after having been taken for dead."""
+        logger.error("this worker was taken for dead; it gives up its %d tasks and goes on anew", len(self._held))
+        self._call(self._news.on_dead)
+        self._identity.renew()
+        self._is_registered = False
+        await self._register(connection)
+
+    async def _take_over(self, connection: AsyncConnection) -> None:
+        """Free the tasks of workers that died. The dead are buried first, in a statement before."""
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        try:
+            async with connection.begin():
+                freed = await connection.run_sync(self._bury)
+        finally:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+        if freed:
+            self._call(self._news.on_work)
+
+    def _bury(self, connection: Connection) -> int:
+        grace_seconds = self._config.heartbeat_seconds * GRACE_FACTOR
+        dead = workers.bury(connection, self._names, self._identity.worker_id, grace_seconds=grace_seconds)
+        if not dead:
+            return 0
+        orphans = workers.take_over(
+            connection, self._names, [worker.worker_id for worker in dead], max_crashes=self._config.max_crashes
+        )
+        for worker in dead:
+            logger.warning("worker %s (process %d on %s) is dead", worker.worker_id, worker.pid, worker.hostname)
+        for orphan in orphans:
+            if orphan.is_failed:
+                logger.error("execution %r is failed: %d workers in a row died with it", orphan.execution_id, orphan.crashes)
+        logger.info("took over %d tasks of %d dead workers", len(orphans), len(dead))
+        executions.notify_work(connection, self._names)
+        return len(orphans)
+
+    def _notice_silence(self) -> None:
+        if time.monotonic() - self._last_beat > self._config.lease_seconds:
+            self._call(self._news.on_dead)
+
+    def _hear_of_work(self, payload: str) -> None:
+        if payload.startswith(_CANCEL):
+            self._call(self._news.on_cancelled, payload.removeprefix(_CANCEL))
+        else:
+            self._call(self._news.on_work)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call the function on the worker's own loop, if that is still there."""
+        if not self._home.is_closed():
+            self._home.call_soon_threadsafe(function, *args)
+
+    # On the worker's loop -----------------------------------------------------------------------------------------
+
+    def _succeed(self) -> None:
+        if not self._registered.done():
+            self._registered.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._registered.done():
+            self._registered.set_exception(error)
+        else:
+            logger.critical("the liveness thread broke off: this worker will lose its tasks", exc_info=error)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+async def _wait_for_either(stopping: asyncio.Event, lost: asyncio.Event, seconds: float) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in (stopping, lost)]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()

@@ -1,0 +1,145 @@
+"""Takes due tasks from the queue: as many as can run, as soon as there are any."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from zart_sqla.client.engines import autocommit
+from zart_sqla.records import RunHistory
+from zart_sqla.store import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from zart_sqla.config import WorkerConfig
+    from zart_sqla.records import ClaimedTask
+    from zart_sqla.runtime.handlers import TaskRegistry
+    from zart_sqla.table_names import TableNames
+    from zart_sqla.worker.clock import DatabaseClock
+    from zart_sqla.worker.dispatcher import Dispatcher
+    from zart_sqla.worker.identity import Identity
+
+logger = logging.getLogger("zart_sqla.poller")
+
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 2.0
+
+
+class Poller:
+    """Claims, as long as there is something to claim; then waits for news, a timer, or the next poll."""
+
+    def __init__(  # noqa: PLR0913 - what it works with
+        self,
+        engine: AsyncEngine,
+        names: TableNames,
+        identity: Identity,
+        registry: TaskRegistry,
+        config: WorkerConfig,
+        clock: DatabaseClock,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._engine = autocommit(engine)
+        self._names = names
+        self._identity = identity
+        self._registry = registry
+        self._config = config
+        self._clock = clock
+        self._dispatcher = dispatcher
+        self._news = asyncio.Event()
+        self._is_stopping = False
+        self._is_unsure = False  # whether an earlier claim may have taken tasks without our knowing
+
+    def wake(self) -> None:
+        """Claim now: there may be work."""
+        self._news.set()
+
+    def expect(self, due_at: datetime | None) -> None:
+        """Claim when a task that was put down is due again, None for at once."""
+        if due_at is None:
+            self.wake()
+        else:
+            self._wake_in((due_at - self._clock.now()).total_seconds())
+
+    def stop(self) -> None:
+        """Claim no more. A claim that is under way is still dispatched."""
+        self._is_stopping = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Claim until stopped."""
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._is_stopping:
+            limit = min(await self._dispatcher.slot(), self._config.max_tasks_per_poll)
+            self._news.clear()
+            if self._is_stopping:
+                return
+            try:
+                claimed = await self._claim(limit)
+                pause = _FIRST_PAUSE_SECONDS
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                logger.warning("cannot claim, trying again in %.1f s: %s", pause, error)
+                self._is_unsure = True
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+                continue
+            if claimed < limit:
+                await self._wait()
+
+    async def _claim(self, limit: int) -> int:
+        """Claim and start turns.
+
+        Returns:
+            How many.
+        """
+        async with self._engine.connect() as connection:
+            if self._is_unsure:
+                await connection.run_sync(self._release_unknown)
+                self._is_unsure = False
+            claimed, seconds = await connection.run_sync(self._take, limit)
+            resumed = [task.run_id for task in claimed if task.attempt > 1]
+            histories = await connection.run_sync(self._histories, resumed) if resumed else {}
+        for task in claimed:
+            self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
+        if seconds is not None:
+            self._wake_in(seconds)
+        return len(claimed)
+
+    def _release_unknown(self, connection: Connection) -> None:
+        """Free what an earlier claim took without its answer ever arriving here."""
+        held = self._dispatcher.held
+        freed = tasks.release_others(connection, self._names, self._identity.worker_id, held)
+        if freed:
+            logger.info("%d tasks of a broken claim go back to the queue", len(freed))
+
+    def _take(self, connection: Connection, limit: int) -> tuple[list[ClaimedTask], float | None]:
+        return tasks.claim(
+            connection,
+            self._names,
+            self._identity.worker_id,
+            task_names=self._registry.names,
+            queues=self._config.queues,
+            limit=limit,
+        )
+
+    def _histories(self, connection: Connection, run_ids: Sequence[UUID]) -> dict[UUID, RunHistory]:
+        return tasks.journal(connection, self._names, run_ids)
+
+    def _wake_in(self, seconds: float) -> None:
+        if seconds < self._config.poll_seconds:  # a longer wait than that ends by itself
+            asyncio.get_running_loop().call_later(max(0.0, seconds), self.wake)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._config.poll_seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,154 @@
+"""The transactions of steps that write in the app's own tables."""
+
+from __future__ import annotations
+
+import logging
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from zart_sqla.errors import InvalidDataError, NotInWorkflowError
+from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.outcomes import LeaseLost, Suspended
+from zart_sqla.store import tasks
+from zart_sqla.store.failures import is_data_fault, is_transient
+from zart_sqla.store.tasks import StepToRecord
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, async_sessionmaker
+
+    from zart_sqla.records import ClaimedTask, RecordedStep
+    from zart_sqla.table_names import TableNames
+    from zart_sqla.worker.clock import DatabaseClock
+    from zart_sqla.worker.identity import Identity
+
+logger = logging.getLogger("zart_sqla.transactions")
+
+
+class Transactions:
+    """Opens the transactions of steps.
+
+    Args:
+        engine: the app's engine.
+        names: the tables.
+        identity: the worker.
+        clock: the database's time.
+        sessionmaker: what makes the sessions. Default: plain sessions that do not expire on commit.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        names: TableNames,
+        identity: Identity,
+        clock: DatabaseClock,
+        sessionmaker: async_sessionmaker[AsyncSession] | None,
+    ) -> None:
+        self.engine = engine
+        self.names = names
+        self.identity = identity
+        self.clock = clock
+        self._sessionmaker = sessionmaker
+
+    async def begin(self, task: ClaimedTask) -> OpenTransaction:
+        """Begin a transaction for one attempt of a step.
+
+        Raises:
+            TurnSignal: the database is in the way.
+        """
+        try:
+            connection = await self.engine.connect()
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise self.put_back(error) from error
+        try:
+            transaction = await connection.begin()
+            session = self._session_on(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        return OpenTransaction(self, task, connection, transaction, session)
+
+    def _session_on(self, connection: AsyncConnection) -> AsyncSession:
+        # The session's own commit and rollback are not the transaction's: the checkpoint has to be in it.
+        options = {"bind": connection, "join_transaction_mode": "rollback_only"}
+        if self._sessionmaker is not None:
+            return self._sessionmaker(**options)
+        return AsyncSession(connection, join_transaction_mode="rollback_only", expire_on_commit=False)
+
+    def put_back(self, error: BaseException) -> TurnSignal:
+        """Return the signal that ends the turn, to be tried again soon, since the database was in the way."""
+        logger.warning("the database was in the way of a step, which will run again: %s", error)
+        pause = timedelta(seconds=random.uniform(0.05, 0.5))  # noqa: S311 - jitter is no secret
+        return TurnSignal(Suspended(due_at=self.clock.now() + pause))
+
+
+class OpenTransaction:
+    """The transaction of one attempt of a step.
+
+    Attributes:
+        session: the session in which the step writes.
+    """
+
+    def __init__(
+        self,
+        opener: Transactions,
+        task: ClaimedTask,
+        connection: AsyncConnection,
+        transaction: AsyncTransaction,
+        session: AsyncSession,
+    ) -> None:
+        self._opener = opener
+        self._task = task
+        self._connection = connection
+        self._transaction = transaction
+        self._session = session
+
+    @property
+    def session(self) -> AsyncSession:
+        return self._session
+
+    async def commit(self, step: RecordedStep) -> RecordedStep:
+        """Write the checkpoint and commit it together with what the step wrote."""
+        await self._session.flush()
+        if not self._transaction.is_active:
+            raise NotInWorkflowError("session.rollback()", "must not be called on the session that trx() gave")
+        try:
+            is_written = await self._connection.run_sync(self._record, step)
+        except SQLAlchemyError as error:
+            if is_data_fault(error):
+                raise InvalidDataError(f"the checkpoint of step {step.name!r}", [str(error.__cause__)]) from error
+            raise
+        if not is_written:
+            await self.rollback()
+            raise TurnSignal(LeaseLost())
+        await self._transaction.commit()
+        await self._close()
+        return step
+
+    def _record(self, connection: Connection, step: RecordedStep) -> bool:
+        opener = self._opener
+        new = [StepToRecord(self._task, step)]
+        return bool(tasks.record_steps(connection, opener.names, opener.identity.worker_id, new))
+
+    async def rollback(self) -> None:
+        """Undo what the step wrote."""
+        try:
+            if self._transaction.is_active:
+                await self._transaction.rollback()
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("could not roll back a step, so its connection is dropped: %s", error)
+            await self._connection.invalidate()
+        finally:
+            await self._close()
+
+    def signal_for(self, error: BaseException) -> TurnSignal | None:
+        """Return the signal that ends the turn, if the error is the database's and not the step's."""
+        return self._opener.put_back(error) if is_transient(error) else None
+
+    async def _close(self) -> None:
+        await self._session.close()
+        await self._connection.close()

@@ -1,0 +1,250 @@
+"""The worker: what an application runs beside itself, or `zart worker` for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from zart_sqla.config import WorkerConfig
+from zart_sqla.errors import ConfigError
+from zart_sqla.runtime.turn import StopReason
+from zart_sqla.store import schema, tasks
+from zart_sqla.worker.clock import DatabaseClock
+from zart_sqla.worker.dispatcher import Dispatcher
+from zart_sqla.worker.identity import Identity
+from zart_sqla.worker.liveness import Liveness, News
+from zart_sqla.worker.poller import Poller
+from zart_sqla.worker.recorder import TaskRecorder
+from zart_sqla.worker.threads import Threads
+from zart_sqla.worker.transactions import Transactions
+from zart_sqla.worker.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+    from zart_sqla.client.scheduler import PostgresScheduler
+    from zart_sqla.records import ClaimedTask
+    from zart_sqla.runtime.handlers import TaskRegistry
+
+logger = logging.getLogger("zart_sqla.worker")
+
+_CANCELLATION_SECONDS: Final = 2.0  # how long a handler has to end once it is cancelled
+
+
+class Worker:
+    """Takes tasks and runs them, until it is stopped.
+
+    Use it as `await worker.run()`, or as `async with worker:`.
+
+    Args:
+        scheduler: where the tasks are; its engine is shared.
+        registry: the workflows that it can run. Tasks of other names it leaves to other workers.
+        config: how it works.
+        sessionmaker: what makes the sessions of `trx()`. Default: plain sessions on the scheduler's engine.
+
+    Raises:
+        ConfigError: the registry is empty.
+    """
+
+    def __init__(
+        self,
+        scheduler: PostgresScheduler,
+        registry: TaskRegistry,
+        config: WorkerConfig | None = None,
+        *,
+        sessionmaker: async_sessionmaker[AsyncSession] | None = None,
+    ) -> None:
+        if not len(registry):
+            raise ConfigError("registry", expected="a TaskRegistry with at least one workflow", actual=registry)
+        self._scheduler = scheduler
+        self._registry = registry
+        self._config = config or WorkerConfig()
+        self._sessionmaker = sessionmaker
+        self._identity = Identity()
+        self._house: _House | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+
+    @property
+    def worker_id(self) -> UUID:
+        """The id under which the database knows it."""
+        return self._identity.worker_id
+
+    async def run(self) -> None:
+        """Work until `stop()`, SIGTERM, SIGINT or the cancellation of this call; each of them is graceful.
+
+        Signals are handled only where nobody else handles them: in the main thread, if the app has not set its own.
+
+        Raises:
+            SchemaOutdated: the tables are not those that this code was written for.
+            sqlalchemy.exc.DBAPIError: the database cannot be reached at the start.
+        """
+        async with self:
+            with _signals_stop(self):
+                await self._stopped.wait()
+
+    async def __aenter__(self) -> Self:
+        """Start working, beside what the caller does."""
+        if self._house is not None:
+            raise ConfigError("worker", expected="a worker that does not run yet", actual=self)
+        async with self._scheduler.engine.connect() as connection:
+            await connection.run_sync(schema.check_schema, self._scheduler.names)
+        house = _House(self._scheduler, self._registry, self._config, self._identity, self._sessionmaker)
+        await house.open()
+        self._house = house
+        logger.info("worker %s works on: %s", self.worker_id, ", ".join(self._registry.names))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop gracefully; return when that is done.
+
+        No more tasks are claimed. What runs has `shutdown_timeout` to finish; the rest goes back to the queue, where
+        other workers can claim it at once. If this call is cancelled, what runs goes back without further delay.
+        """
+        if self._house is None:
+            return
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._house.close(), name="zart_sqla: stop")
+            self._stopping.add_done_callback(lambda _: self._stopped.set())
+        try:
+            await asyncio.shield(self._stopping)
+        except asyncio.CancelledError:
+            self._house.hurry()
+            await asyncio.shield(self._stopping)
+            raise
+
+    def hurry(self) -> None:
+        """Do not let running tasks finish any longer: put them back now."""
+        if self._house is not None:
+            self._house.hurry()
+
+
+class _House:
+    """The parts of a worker that runs, and the order in which they start and stop."""
+
+    def __init__(
+        self,
+        scheduler: PostgresScheduler,
+        registry: TaskRegistry,
+        config: WorkerConfig,
+        identity: Identity,
+        sessionmaker: async_sessionmaker[AsyncSession] | None,
+    ) -> None:
+        engine, names = scheduler.engine, scheduler.names
+        clock = DatabaseClock()
+        self._scheduler = scheduler
+        self._config = config
+        self._identity = identity
+        self._threads = Threads(config.max_concurrent_tasks)
+        self._writer = Writer(engine, names, identity, lease_seconds=config.lease_seconds)
+        transactions = Transactions(engine, names, identity, clock, sessionmaker)
+
+        def make_recorder(task: ClaimedTask) -> TaskRecorder:
+            return TaskRecorder(task, self._writer, clock, self._threads, transactions)
+
+        self._dispatcher = Dispatcher(
+            registry,
+            self._writer,
+            make_recorder,
+            slots=config.max_concurrent_tasks,
+            on_suspended=lambda due_at: self._poller.expect(due_at),
+        )
+        self._poller = Poller(engine, names, identity, registry, config, clock, self._dispatcher)
+        news = News(
+            on_work=self._poller.wake,
+            on_cancelled=self._stop_cancelled,
+            on_ended=scheduler.ends.tell,
+            on_lost=lambda lost: self._dispatcher.stop(lost, StopReason.LEASE_LOST),
+            on_dead=lambda: self._dispatcher.stop_all(StopReason.LEASE_LOST),
+        )
+        self._liveness = Liveness(engine, names, identity, config, clock, self._dispatcher.held, news)
+        self._loops: list[asyncio.Task[None]] = []
+        self._open = contextlib.ExitStack()
+        self._is_hurried = asyncio.Event()
+
+    async def open(self) -> None:
+        await self._liveness.start()
+        self._scheduler.note_loop()
+        self._open.enter_context(self._scheduler.ends.fed())
+        self._scheduler.wake_ups.add_listener(self._poller.wake)
+        self._open.callback(self._scheduler.wake_ups.remove_listener, self._poller.wake)
+        self._loops = [
+            asyncio.create_task(part.run(), name=f"zart_sqla: {name}")
+            for name, part in (("poller", self._poller), ("writer", self._writer))
+        ]
+
+    def hurry(self) -> None:
+        self._is_hurried.set()
+
+    async def close(self) -> None:
+        self._poller.stop()
+        poller, writer = self._loops
+        await self._wait_for_turns()
+        self._dispatcher.stop_all(StopReason.SHUTDOWN)
+        if not await self._dispatcher.wait(_CANCELLATION_SECONDS):
+            self._dispatcher.abandon()
+        poller.cancel()
+        await asyncio.gather(poller, return_exceptions=True)
+        await self._writer.flush()
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        self._open.close()
+        await self._hand_back()
+        await self._liveness.stop()
+        self._threads.close()
+        logger.info("worker %s has stopped", self._identity.worker_id)
+
+    async def _wait_for_turns(self) -> None:
+        """Let turns finish, until there are none, their time is over, or somebody is in a hurry."""
+        turns = asyncio.ensure_future(self._dispatcher.wait(self._config.shutdown_seconds))
+        hurried = asyncio.ensure_future(self._is_hurried.wait())
+        await asyncio.wait({turns, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        for wait in (turns, hurried):
+            wait.cancel()
+
+    async def _hand_back(self) -> None:
+        """Free whatever this worker still holds, and tell the others."""
+        names, worker_id = self._scheduler.names, self._identity.worker_id
+        async with self._scheduler.engine.begin() as connection:
+            freed = await connection.run_sync(tasks.release_others, names, worker_id)
+        if freed or self._dispatcher.handed_back:
+            self._scheduler.wake_ups.send()
+            await self._scheduler.wake_ups.flush()
+
+    def _stop_cancelled(self, run_id: str) -> None:
+        self._dispatcher.stop_run(run_id, StopReason.CANCELLED)
+
+
+@contextlib.contextmanager
+def _signals_stop(worker: Worker) -> Iterator[None]:
+    """Have SIGTERM and SIGINT stop the worker, where nobody else has a handler for them."""
+    loop = asyncio.get_running_loop()
+    stops: set[asyncio.Task[None]] = set()
+
+    def stop() -> None:
+        stops.add(loop.create_task(worker.stop()))
+
+    taken: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        defaults: tuple[Any, ...] = (signal.SIG_DFL, signal.default_int_handler)
+        taken = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) in defaults]
+    for number in taken:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)

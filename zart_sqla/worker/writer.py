@@ -1,0 +1,275 @@
+"""The writer: all that the turns of a worker have to write, in as few commits as there can be.
+
+While one commit is under way, what comes gathers; the next takes all of it, as one transaction of a few statements
+over lists. An idle worker's write is committed at once; a busy one's shares its commit with hundreds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from zart_sqla.errors import InvalidDataError
+from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.outcomes import LeaseLost
+from zart_sqla.store import tasks
+from zart_sqla.store.failures import is_data_fault
+from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
+    from zart_sqla.table_names import TableNames
+    from zart_sqla.worker.identity import Identity
+
+logger = logging.getLogger("zart_sqla.writer")
+
+MAX_BATCH: Final = 2000
+MAX_BATCH_CHARACTERS: Final = 32 * 1024 * 1024
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """What the holder of a task has to write, all of it in one transaction.
+
+    Attributes:
+        task: the task.
+        step: a checkpoint.
+        failed: a failed attempt.
+        put_down: that the task is freed.
+        finish: that its run ends.
+    """
+
+    task: ClaimedTask
+    step: RecordedStep | None = None
+    failed: FailedAttempt | None = None
+    put_down: TaskToPutDown | None = None
+    finish: RunToFinish | None = None
+
+    @property
+    def size(self) -> int:
+        """About how many characters it brings."""
+        result = self.step.result if self.step else self.finish.result if self.finish else None
+        return 200 + len(result or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    write: Write
+    done: asyncio.Future[RecordedStep | None]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A batch of writes, by what they write."""
+
+    steps: list[StepToRecord] = field(default_factory=list[StepToRecord])
+    failed: list[AttemptToRecord] = field(default_factory=list[AttemptToRecord])
+    put_down: list[TaskToPutDown] = field(default_factory=list[TaskToPutDown])
+    finish: list[RunToFinish] = field(default_factory=list[RunToFinish])
+
+    @classmethod
+    def of(cls, writes: Sequence[Write]) -> _Batch:
+        batch = cls()
+        for write in writes:
+            if write.step is not None:
+                batch.steps.append(StepToRecord(write.task, write.step))
+            if write.failed is not None:
+                batch.failed.append(AttemptToRecord(write.task, write.failed))
+            if write.put_down is not None:
+                batch.put_down.append(write.put_down)
+            if write.finish is not None:
+                batch.finish.append(write.finish)
+        return batch
+
+    @property
+    def is_one_statement(self) -> bool:
+        """Whether it needs no transaction around it."""
+        return sum(map(bool, (self.steps, self.failed, self.put_down, self.finish))) == 1
+
+
+@dataclass(slots=True)
+class _Written:
+    """What a batch came to.
+
+    Attributes:
+        steps: the checkpoints that are recorded now, new or from before.
+        failed: the failed attempts that are recorded now.
+        tasks: the tasks that were freed or finished.
+    """
+
+    steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
+    failed: set[tuple[UUID, str]] = field(default_factory=set[Any])
+    tasks: set[UUID] = field(default_factory=set[Any])
+
+
+class Writer:
+    """Writes for all turns of a worker.
+
+    Args:
+        engine: where it takes its connection from, while there is something to write.
+        names: the tables.
+        identity: the worker.
+        lease_seconds: for how long it goes on trying where the database is in the way.
+    """
+
+    def __init__(self, engine: AsyncEngine, names: TableNames, identity: Identity, *, lease_seconds: float) -> None:
+        self._engine = engine
+        self._names = names
+        self._identity = identity
+        self._lease_seconds = lease_seconds
+        self._queue: deque[_Pending] = deque()
+        self._has_work = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def write(self, write: Write) -> RecordedStep | None:
+        """Return when it is committed.
+
+        Returns:
+            The checkpoint that is recorded now, if it was to write one.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing was written.
+            InvalidDataError: PostgreSQL refuses what was to be written; nothing was.
+        """
+        done: asyncio.Future[RecordedStep | None] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Pending(write, done))
+        self._is_idle.clear()
+        self._has_work.set()
+        return await done
+
+    async def flush(self) -> None:
+        """Return when all that was to be written is."""
+        await self._is_idle.wait()
+
+    async def run(self) -> None:
+        """Write what comes, until cancelled."""
+        while True:
+            await self._has_work.wait()
+            batch = self._take()
+            try:
+                await self._settle(batch)
+            except BaseException:
+                for pending in batch:
+                    pending.done.cancel()
+                raise
+            if not self._queue:
+                self._has_work.clear()
+                self._is_idle.set()
+
+    def _take(self) -> list[_Pending]:
+        batch: list[_Pending] = []
+        size = 0
+        while self._queue and len(batch) < MAX_BATCH and size < MAX_BATCH_CHARACTERS:
+            pending = self._queue.popleft()
+            batch.append(pending)
+            size += pending.write.size
+        return batch
+
+    async def _settle(self, batch: Sequence[_Pending]) -> None:
+        """Write the batch, and tell each of its writes what became of it."""
+        try:
+            written = await self._written(batch)
+        except SQLAlchemyError as error:
+            if len(batch) == 1:
+                _refuse(batch[0], error)
+                return
+            # One of them is poisoned: the rest must not fail for it.
+            middle = len(batch) // 2
+            await self._settle(batch[:middle])
+            await self._settle(batch[middle:])
+            return
+        for pending in batch:
+            _resolve(pending, written)
+
+    async def _written(self, batch: Sequence[_Pending]) -> _Written:
+        """Return what the batch came to, once it is committed; nothing, if that could not be done while the lease lasts."""
+        writes = _Batch.of([pending.write for pending in batch])
+        give_up_at = time.monotonic() + self._lease_seconds
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._commit(writes)
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                if is_data_fault(error):
+                    raise
+                if time.monotonic() > give_up_at:
+                    logger.exception("gave up writing %d checkpoints: the lease is over", len(batch))
+                    return _Written()
+                logger.warning("cannot write, trying again: %s", error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter is no secret
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    async def _commit(self, batch: _Batch) -> _Written:
+        isolation_level = "AUTOCOMMIT" if batch.is_one_statement else "READ COMMITTED"
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level=isolation_level)
+            written = await connection.run_sync(self._apply, batch)
+            await connection.commit()
+            return written
+
+    def _apply(self, connection: Connection, batch: _Batch) -> _Written:
+        names, me = self._names, self._identity.worker_id
+        written = _Written()
+        if batch.steps:
+            written.steps = self._record_steps(connection, batch.steps)
+        if batch.failed:
+            written.failed = tasks.record_attempts(connection, names, me, batch.failed)
+        if batch.put_down:
+            written.tasks |= tasks.put_down(connection, names, me, batch.put_down)
+        if batch.finish:
+            written.tasks |= tasks.finish(connection, names, me, batch.finish)
+        return written
+
+    def _record_steps(
+        self, connection: Connection, steps: Sequence[StepToRecord]
+    ) -> dict[tuple[UUID, str], RecordedStep]:
+        names, me = self._names, self._identity.worker_id
+        inserted = tasks.record_steps(connection, names, me, steps)
+        by_key = {(item.task.run_id, item.step.name): item for item in steps}
+        recorded = {key: by_key[key].step for key in inserted}
+        missing = [item for key, item in by_key.items() if key not in inserted]
+        if missing:  # lost, or written before by a commit whose answer did not arrive
+            held = tasks.held(connection, names, me, [item.task for item in missing])
+            keys = [(item.task.run_id, item.step.name) for item in missing if item.task.task_id in held]
+            recorded |= tasks.find_steps(connection, names, keys)
+        return recorded
+
+
+def _resolve(pending: _Pending, written: _Written) -> None:
+    if pending.done.done():  # the turn was stopped in the meantime
+        return
+    write = pending.write
+    step = None if write.step is None else written.steps.get((write.task.run_id, write.step.name))
+    is_written = (
+        (write.step is None or step is not None)
+        and (write.failed is None or (write.task.run_id, write.failed.step) in written.failed)
+        and ((write.put_down is None and write.finish is None) or write.task.task_id in written.tasks)
+    )
+    if is_written:
+        pending.done.set_result(step)
+    else:
+        pending.done.set_exception(TurnSignal(LeaseLost()))
+
+
+def _refuse(pending: _Pending, error: SQLAlchemyError) -> None:
+    if not pending.done.done():
+        problem = str(getattr(error, "orig", None) or error)
+        refusal = InvalidDataError("what the turn has to write", [problem])
+        refusal.__cause__ = error
+        pending.done.set_exception(refusal)
