@@ -109,9 +109,7 @@ def wheel(session: nox.Session) -> None:
         (built,) = outside.glob("dist/*.whl")
         scripts = outside / "venv" / "bin"
         python = str(scripts / "python")
-        session.run(
-            python, "-m", "pip", "install", "--quiet", f"{built}[{EXTRAS}]", *group("tests"), external=True
-        )
+        session.run(python, "-m", "pip", "install", "--quiet", f"{built}[{EXTRAS}]", *group("tests"), external=True)
         shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", outside)
         session.chdir(outside)

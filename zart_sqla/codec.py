@@ -13,7 +13,7 @@ import re
 import sys
 import typing
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -63,9 +63,7 @@ class Codec(Generic[T]):
         try:
             self._adapter = self._make_adapter(JsonValue if declared in (Any, object) else declared)
         except (PydanticUserError, TypeError) as error:
-            raise ConfigError(
-                "annotation", expected="a type that JSON can be made from", actual=declared
-            ) from error
+            raise ConfigError("annotation", expected="a type that JSON can be made from", actual=declared) from error
 
     def pack(self, value: object, *, subject: str) -> tuple[str, T]:
         """Return the JSON text of the value, and the value as that text will be read back.
@@ -87,10 +85,10 @@ class Codec(Generic[T]):
             InvalidDataError: the text does not fit the type.
         """
         try:
-            value: Any = self._adapter.validate_json(text, strict=True)
+            value: Any = self._adapter.validator.validate_json(text, strict=True)
         except ValidationError as error:
             raise InvalidDataError(subject, _problems(error)) from error
-        return value if self._wrapper is None else value.root
+        return cast("T", value if self._wrapper is None else value.root)
 
     def _make_adapter(self, declared: Any) -> TypeAdapter[Any]:
         declared = _with_known_typed_dicts(declared)
@@ -108,7 +106,7 @@ class Codec(Generic[T]):
     def _dump(self, value: object, subject: str) -> str:
         try:
             wrapped = value if self._wrapper is None else self._wrapper.model_construct(value)
-            encoded = self._adapter.dump_json(wrapped, warnings="none")
+            encoded = self._adapter.serializer.to_json(wrapped, warnings=False)
         except (PydanticSerializationError, RecursionError, AttributeError) as error:
             self._refuse(value, subject, error)
         return checked_json(encoded.decode(), subject=subject)
@@ -171,14 +169,15 @@ else:
     import typing_extensions
 
     def _with_known_typed_dicts(declared: Any) -> Any:
-        """Return the type with each `typing.TypedDict` as one of typing_extensions: Pydantic asks for it before 3.12."""
-        if type(declared) is typing._TypedDictMeta:  # noqa: SLF001 - there is no public name for it
+        """Return the type with each `typing.TypedDict` as one of typing_extensions, as Pydantic wants before 3.12."""
+        if typing.is_typeddict(declared) and type(declared).__module__ == "typing":
             fields = {
                 name: _with_known_typed_dicts(field)
                 for name, field in get_type_hints(declared, include_extras=True).items()
             }
             optional = {name: typing_extensions.NotRequired[fields[name]] for name in declared.__optional_keys__}
-            return typing_extensions.TypedDict(declared.__name__, {**fields, **optional})
+            make: Any = typing_extensions.TypedDict
+            return make(declared.__name__, {**fields, **optional})
         arguments = typing.get_args(declared)
         known = tuple(_with_known_typed_dicts(argument) for argument in arguments)
         if known == arguments:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from zart_sqla.durations import to_positive_timedelta, to_timedelta
 from zart_sqla.errors import ConfigError
@@ -43,8 +44,8 @@ class PoolConfig:
     acquire_timeout: Duration = "30s"
 
     def __post_init__(self) -> None:
-        _at_least(1, "max_connections", self.max_connections)
-        _at_least(0, "min_connections", self.min_connections)
+        check_count("max_connections", self.max_connections, minimum=1)
+        check_count("min_connections", self.min_connections, minimum=0)
         if self.min_connections > self.max_connections:
             raise ConfigError(
                 "min_connections",
@@ -91,14 +92,12 @@ class WorkerConfig:
     queues: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        _at_least(1, "max_tasks_per_poll", self.max_tasks_per_poll)
-        _at_least(1, "max_concurrent_tasks", self.max_concurrent_tasks)
-        _at_least(1, "max_crashes", self.max_crashes)
+        check_count("max_tasks_per_poll", self.max_tasks_per_poll, minimum=1)
+        check_count("max_concurrent_tasks", self.max_concurrent_tasks, minimum=1)
+        check_count("max_crashes", self.max_crashes, minimum=1)
         for setting in ("poll_interval", "lease_timeout"):
             object.__setattr__(self, setting, to_positive_timedelta(getattr(self, setting), setting=setting))
-        object.__setattr__(
-            self, "shutdown_timeout", to_timedelta(self.shutdown_timeout, setting="shutdown_timeout")
-        )
+        object.__setattr__(self, "shutdown_timeout", to_timedelta(self.shutdown_timeout, setting="shutdown_timeout"))
         object.__setattr__(self, "heartbeat_interval", self._checked_heartbeat())
         object.__setattr__(self, "queues", _checked_queues(self.queues))
 
@@ -136,17 +135,30 @@ class WorkerConfig:
         return _seconds(self.heartbeat_interval)
 
 
-def _at_least(minimum: int, setting: str, value: object) -> None:
+def check_count(setting: str, value: object, *, minimum: int) -> None:
+    """Check that a setting is a whole number of at least `minimum`.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ConfigError(setting, expected=f"a whole number of at least {minimum}", actual=value)
 
 
-def _checked_queues(queues: Sequence[str] | None) -> tuple[str, ...] | None:
+def _checked_queues(queues: object) -> tuple[str, ...] | None:
     if queues is None:
         return None
-    if isinstance(queues, str) or not queues or not all(isinstance(queue, str) and queue for queue in queues):
-        raise ConfigError("queues", expected="None for all, or a list of at least one queue's name", actual=queues)
-    return tuple(queues)
+    given = _members(queues)
+    names = tuple(name for name in given if isinstance(name, str) and name)
+    if not names or names != given:
+        expected = "None for all, or a list of at least one queue's name"
+        raise ConfigError("queues", expected=expected, actual=queues)
+    return names
+
+
+def _members(value: object) -> tuple[object, ...]:
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    return tuple(cast("Iterable[object]", value)) if is_list else ()
 
 
 def _seconds(duration: Duration | None) -> float:

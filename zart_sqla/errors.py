@@ -285,6 +285,7 @@ class StepError(ZartError):
 
     @property
     def cause(self) -> BaseException | None:
+        """The error that the step raised, in the process where it happened; None on replay."""
         return self.__cause__
 
     def _describe(self) -> str:
@@ -299,7 +300,9 @@ class RetryExhausted(StepError):
     """A step raised on every attempt that its retry allowed."""
 
     def _describe(self) -> str:
-        return f"step {self.step!r} failed on all of {self.attempts} attempts, last with {self.error_type}: {self.message}"
+        return (
+            f"step {self.step!r} failed on all of {self.attempts} attempts, last with {self.error_type}: {self.message}"
+        )
 
 
 class StepTimeout(StepError):

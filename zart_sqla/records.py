@@ -156,6 +156,25 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionFilter:
+    """Which executions are listed.
+
+    Attributes:
+        status: only those that stand there.
+        task_name: only those of this task.
+        search: only those whose id starts with this.
+        since: only those that were started then or later.
+        limit: how many at most.
+    """
+
+    status: ExecutionStatus | None
+    task_name: str | None
+    search: str | None
+    since: datetime | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewExecution:
     """An execution to be started.
 

@@ -54,6 +54,8 @@ class TableNames:
         _check("prefix", self.prefix, max_bytes=_MAX_PREFIX_BYTES)
         if self.schema is not None:
             _check("schema", self.schema, max_bytes=_MAX_IDENTIFIER_BYTES)
+            if self.schema.startswith("pg_"):
+                raise InvalidIdentifierError("schema", self.schema, problem="starts with 'pg_', as system schemas do")
 
     @classmethod
     def default(cls) -> Self:

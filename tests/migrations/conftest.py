@@ -16,6 +16,7 @@ ALL_NAMES = {
     "schema": TableNames(schema="tenant_a"),
     "both": TableNames("svc_", "myschema"),
     "quoted": TableNames("Svc_", "User"),
+    "longest": TableNames("p" * 32, "s" * 63),
 }
 
 

@@ -43,9 +43,7 @@ def test_names_from_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         ("zart_schema=of_x", TableNames("of_env_", "of_x")),
     ],
 )
-def test_names_from_one_argument(
-    monkeypatch: pytest.MonkeyPatch, argument: str, expected: TableNames
-) -> None:
+def test_names_from_one_argument(monkeypatch: pytest.MonkeyPatch, argument: str, expected: TableNames) -> None:
     """What the arguments leave out comes from the environment."""
     monkeypatch.setenv(PREFIX_VARIABLE, "of_env_")
     monkeypatch.setenv(SCHEMA_VARIABLE, "of_env")
@@ -109,9 +107,7 @@ def test_include_name_of_several_instances() -> None:
 
 
 @pytest.mark.parametrize("include_schemas", [False, True])
-def test_autogenerate_drops_only_the_apps(
-    engine: Engine, names: TableNames, *, include_schemas: bool
-) -> None:
+def test_autogenerate_drops_only_the_apps(engine: Engine, names: TableNames, *, include_schemas: bool) -> None:
     """Of an app that does not know our tables, autogenerate proposes to drop the app's own table alone."""
     with engine.begin() as connection:
         upgrade(connection, names)

@@ -88,9 +88,7 @@ def test_autogenerate_sees_the_app(tmp_path: Path, database_url: str, engine: En
     app.alembic("revision", *arguments)
     (draft,) = versions.glob("app_0003*.py")
     upgrade_text = draft.read_text().split("def downgrade")[0]
-    assert [line for line in upgrade_text.splitlines() if "op." in line] == [
-        "    op.drop_table('zart_retired')"
-    ]
+    assert [line for line in upgrade_text.splitlines() if "op." in line] == ["    op.drop_table('zart_retired')"]
 
 
 @pytest.mark.parametrize(

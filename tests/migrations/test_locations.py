@@ -13,9 +13,7 @@ from zart_sqla.migrations.locations import VERSIONS
 
 OURS = "zart_sqla:migrations/versions"
 APP = "%(here)s/migrations/versions"
-on_posix = pytest.mark.skipif(
-    os.name == "nt", reason="the separator is ';' on Windows, which a resource has not"
-)
+on_posix = pytest.mark.skipif(os.name == "nt", reason="the separator is ';' on Windows, which a resource has not")
 
 
 @pytest.fixture

@@ -52,9 +52,7 @@ def shared_server(folder: Path, version: int) -> Iterator[str]:
 
 
 @contextmanager
-def private_server(
-    version: int, settings: Mapping[str, str], parent: Path | None = None
-) -> Iterator["PostgresServer"]:
+def private_server(version: int, settings: Mapping[str, str], parent: Path | None = None) -> Iterator["PostgresServer"]:
     """Start a server that belongs to the caller alone, who may restart it; stop and delete it afterwards.
 
     Its data lies in a new folder in `parent`, by default where temporary files go.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from zart_sqla.client.ids import new_id
 from zart_sqla.codec import checked_name, plain_json
@@ -14,7 +14,7 @@ from zart_sqla.errors import (
     ExecutionFinished,
     ExecutionNotFound,
 )
-from zart_sqla.records import DEFAULT_QUEUE, ExecutionStatus, NewExecution
+from zart_sqla.records import DEFAULT_QUEUE, ExecutionFilter, ExecutionStatus, NewExecution
 from zart_sqla.runtime.handlers import Durable
 from zart_sqla.store import executions
 
@@ -95,9 +95,7 @@ def start(connection: Connection, names: TableNames, new: Sequence[NewExecution]
             _insert(connection, names, new[first : first + _ROWS_A_STATEMENT], on_conflict)
 
 
-def _insert(
-    connection: Connection, names: TableNames, new: Sequence[NewExecution], on_conflict: OnConflict
-) -> None:
+def _insert(connection: Connection, names: TableNames, new: Sequence[NewExecution], on_conflict: OnConflict) -> None:
     inserted = executions.insert(connection, names, new)
     if on_conflict == "raise" and len(inserted) < len(new):
         taken = next(one.execution_id for one in new if one.run_id not in inserted)
@@ -181,19 +179,10 @@ def result_of(ended: Ending, execution_id: str, codec: Codec[Any]) -> Any:
     """
     if ended.status is ExecutionStatus.COMPLETED:
         return codec.unpack(ended.result or "null", subject=f"the output of execution {execution_id!r}")
-    if ended.status is ExecutionStatus.CANCELLED:
+    if ended.error is None:
         raise ExecutionCancelled(execution_id)
-    _raise_failure(ended, execution_id)
-
-
-def _raise_failure(ended: Ending, execution_id: str) -> NoReturn:
     error = ended.error
-    raise ExecutionFailed(
-        execution_id,
-        error_type=error.error_type if error else "unknown",
-        message=error.message if error else "",
-        step=error.step if error else None,
-    )
+    raise ExecutionFailed(execution_id, error_type=error.error_type, message=error.message, step=error.step)
 
 
 def prepare_many(
@@ -203,30 +192,17 @@ def prepare_many(
     return [prepare(workflow, data, execution_id=execution_id, queue=queue) for execution_id, data in items]
 
 
-class Filters(TypedDict):
-    """Which executions are listed."""
-
-    status: ExecutionStatus | None
-    task_name: str | None
-    search: str | None
-    since: datetime | None
-    limit: int
-    cursor: str | None
-
-
-def filters(  # noqa: PLR0913 - as many as there are filters
-    *,
+def checked_filter(
     status: ExecutionStatus | str | None,
     task_name: str | None,
     search: str | None,
     since: datetime | None,
     limit: int,
-    cursor: str | None,
-) -> Filters:
-    """Return the filters, checked.
+) -> ExecutionFilter:
+    """Return the filter, checked.
 
     Raises:
-        ConfigError: one is out of range.
+        ConfigError: an argument is out of range.
     """
     if status is not None and status not in set(ExecutionStatus):
         raise ConfigError("status", expected=f"one of {', '.join(ExecutionStatus)}", actual=status)
@@ -234,11 +210,5 @@ def filters(  # noqa: PLR0913 - as many as there are filters
         raise ConfigError("since", expected="a datetime with a time zone", actual=since)
     if not 1 <= limit <= MAX_PAGE:
         raise ConfigError("limit", expected=f"a whole number from 1 to {MAX_PAGE}", actual=limit)
-    return Filters(
-        status=None if status is None else ExecutionStatus(status),
-        task_name=task_name,
-        search=search,
-        since=since,
-        limit=limit,
-        cursor=cursor,
-    )
+    known = None if status is None else ExecutionStatus(status)
+    return ExecutionFilter(status=known, task_name=task_name, search=search, since=since, limit=limit)

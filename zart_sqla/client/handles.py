@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zart_sqla.records import ExecutionInfo, ExecutionStatus, StepInfo
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 POLL_SECONDS: Final = 5.0
 """How often a wait looks by itself, in case a notification was missed."""
@@ -38,6 +39,10 @@ class ExecutionHandle(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<execution {self.execution_id!r}>"
+
+    def with_codec(self, codec: Codec[S]) -> ExecutionHandle[S]:
+        """Return the handle of the same execution whose output is read by this codec."""
+        return ExecutionHandle(self._scheduler, self.execution_id, codec)
 
     async def info(self) -> ExecutionInfo:
         """Return the execution as it stands now.
@@ -102,8 +107,9 @@ class ExecutionHandle(Generic[R]):
             InvalidDataError: its output does not fit the declared type.
         """
         limit = None if timeout is None else to_timedelta(timeout, setting="timeout")
+        scope = asyncio.timeout(None if limit is None else limit.total_seconds())
         try:
-            async with asyncio.timeout(None if limit is None else limit.total_seconds()) as scope:
+            async with scope:
                 return await self._wait()
         except TimeoutError:
             if limit is None or not scope.expired():

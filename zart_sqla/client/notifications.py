@@ -14,7 +14,7 @@ from zart_sqla.store import executions
 from zart_sqla.store.failures import is_transient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -50,7 +50,7 @@ class Ends:
             self.tell(run_id)
 
     @contextlib.contextmanager
-    def fed(self) -> Iterator[None]:
+    def fed(self) -> Generator[None]:
         """Leave the listening to the caller, who will `tell`."""
         self._feeders += 1
         try:
@@ -60,7 +60,7 @@ class Ends:
             self.tell_all()
 
     @contextlib.contextmanager
-    def waiting_for(self, run_id: str) -> Iterator[asyncio.Event]:
+    def waiting_for(self, run_id: str) -> Generator[asyncio.Event]:
         """Give the event that is set when the run ends, or when news may have been missed."""
         event = asyncio.Event()
         self._waiting.setdefault(run_id, set()).add(event)
@@ -106,8 +106,15 @@ class Ends:
             async with engine.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 lost = asyncio.Event()
-                driver.add_termination_listener(lambda _: lost.set())
-                await driver.add_listener(self._names.done_channel, lambda *message: self.tell(message[-1]))
+
+                def on_lost(_connection: object) -> None:
+                    lost.set()
+
+                def on_message(_connection: object, _pid: int, _channel: str, run_id: str) -> None:
+                    self.tell(run_id)
+
+                driver.add_termination_listener(on_lost)
+                await driver.add_listener(self._names.done_channel, on_message)
                 self._is_listening.set()
                 self.tell_all()
                 await lost.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, TypeVarTuple, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from zart_sqla.runtime.handlers import Durable
 
 D = TypeVar("D")
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 Notify = Literal["after_commit", "in_transaction"]
 
@@ -138,9 +138,10 @@ class PostgresScheduler:
 
     @property
     def sync(self) -> SyncScheduler:
-        """The same calls without `await`, for the app's threads. (Not for the event loop's own: it would stand still.)
+        """The same calls without `await`, for the app's threads.
 
-        An app without an event loop makes a `SyncScheduler(engine)` on its own `Engine` instead.
+        They are not for the event loop's own thread, which would stand still. An app without an event
+        loop makes a `SyncScheduler(engine)` on its own `Engine` instead.
         """
         return SyncScheduler(backend=LoopBackend(self), names=self.names)
 
@@ -194,7 +195,7 @@ class PostgresScheduler:
         on_conflict: OnConflict = "raise",
         queue: str = DEFAULT_QUEUE,
     ) -> ExecutionHandle[Any]: ...
-    async def start(  # noqa: PLR0913 - options, by keyword
+    async def start(
         self,
         workflow: Durable[Any, Any] | str,
         data: Any = None,
@@ -278,9 +279,7 @@ class PostgresScheduler:
         codec = executions.result_codec(workflow)
         return [ExecutionHandle(self, one.execution_id, codec) for one in new]
 
-    async def _start(
-        self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict
-    ) -> None:
+    async def _start(self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict) -> None:
         executions.checked_on_conflict(on_conflict)
         if not new:
             return
@@ -310,7 +309,7 @@ class PostgresScheduler:
         """
         return ExecutionHandle(self, execution_id, executions.result_codec(workflow))
 
-    async def list_executions(  # noqa: PLR0913 - options, by keyword
+    async def list_executions(
         self,
         *,
         status: ExecutionStatus | str | None = None,
@@ -333,21 +332,14 @@ class PostgresScheduler:
         Raises:
             ConfigError: an argument is out of range.
         """
-        filters = executions.filters(
-            status=status, task_name=task_name, search=search, since=since, limit=limit, cursor=cursor
-        )
-
-        def browse(connection: Connection, names: TableNames) -> Page[ExecutionInfo]:
-            return stored.browse(connection, names, **filters)
-
-        return await self.run(browse)
+        wanted = executions.checked_filter(status, task_name, search, since, limit)
+        return await self.run(stored.browse, wanted, cursor)
 
     async def run(
         self,
-        function: Callable[Concatenate[Connection, TableNames, P], T],
-        *args: P.args,
+        function: Callable[[Connection, TableNames, *Ts], T],
+        *args: *Ts,
         session: AnyConnection | None = None,
-        **kwargs: P.kwargs,
     ) -> T:
         """Return what the function returns, called with a connection and the names: how all of the above is done.
 
@@ -356,7 +348,7 @@ class PostgresScheduler:
         self.note_loop()
 
         def call(connection: Connection) -> T:
-            return function(connection, self.names, *args, **kwargs)
+            return function(connection, self.names, *args)
 
         if session is not None:
             return await run_joined(session, call)

@@ -7,13 +7,12 @@ import time
 from typing import (
     TYPE_CHECKING,
     Any,
-    Concatenate,
     Final,
     Generic,
-    ParamSpec,
     Protocol,
     Self,
     TypeVar,
+    TypeVarTuple,
     cast,
     overload,
 )
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
     from zart_sqla.runtime.handlers import Durable
 
 D = TypeVar("D")
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _POLL_SECONDS: Final = 5.0
 _POLL_SECONDS_UNNOTIFIED: Final = 0.25
@@ -81,15 +80,13 @@ class LoopBackend:
         self._scheduler = scheduler
 
     def run(self, function: Callable[[Connection], T]) -> T:
-        return self._await(self._scheduler.run(lambda connection, _names: function(connection)))
+        return cast("T", self._await(self._scheduler.run(lambda connection, _names: function(connection))))
 
     def wake(self, names: TableNames) -> None:  # noqa: ARG002 - the scheduler knows its own
         self._loop().call_soon_threadsafe(self._scheduler.wake_ups.send)
 
     def result(self, execution_id: str, codec: Codec[Any], timeout: float | None) -> Any:
-        from zart_sqla.client.handles import ExecutionHandle
-
-        return self._await(ExecutionHandle(self._scheduler, execution_id, codec).result(timeout=timeout))
+        return self._await(self._scheduler.handle(execution_id).with_codec(codec).result(timeout=timeout))
 
     def close(self) -> None:
         """Leave the scheduler open: it belongs to the async side."""
@@ -252,7 +249,7 @@ class SyncScheduler:
         on_conflict: OnConflict = "raise",
         queue: str = DEFAULT_QUEUE,
     ) -> SyncExecutionHandle[Any]: ...
-    def start(  # noqa: PLR0913 - options, by keyword
+    def start(
         self,
         workflow: Durable[Any, Any] | str,
         data: Any = None,
@@ -302,9 +299,7 @@ class SyncScheduler:
         codec = executions.result_codec(workflow)
         return [SyncExecutionHandle(self, one.execution_id, codec) for one in new]
 
-    def _start(
-        self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict
-    ) -> None:
+    def _start(self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict) -> None:
         executions.checked_on_conflict(on_conflict)
         if not new:
             return
@@ -322,7 +317,7 @@ class SyncScheduler:
         """Return the handle of an execution, without looking whether there is one."""
         return SyncExecutionHandle(self, execution_id, executions.result_codec(workflow))
 
-    def list_executions(  # noqa: PLR0913 - options, by keyword
+    def list_executions(
         self,
         *,
         status: ExecutionStatus | str | None = None,
@@ -333,22 +328,19 @@ class SyncScheduler:
         cursor: str | None = None,
     ) -> Page[ExecutionInfo]:
         """Return a page of executions, the newest first; see `PostgresScheduler.list_executions`."""
-        filters = executions.filters(
-            status=status, task_name=task_name, search=search, since=since, limit=limit, cursor=cursor
-        )
-        return self._backend.run(lambda connection: stored.browse(connection, self.names, **filters))
+        wanted = executions.checked_filter(status, task_name, search, since, limit)
+        return self.run(stored.browse, wanted, cursor)
 
     def run(
         self,
-        function: Callable[Concatenate[Connection, TableNames, P], T],
-        *args: P.args,
+        function: Callable[[Connection, TableNames, *Ts], T],
+        *args: *Ts,
         session: AnyConnection | None = None,
-        **kwargs: P.kwargs,
     ) -> T:
         """Return what the function returns, called with a connection and the names: how all of the above is done."""
 
         def call(connection: Connection) -> T:
-            return function(connection, self.names, *args, **kwargs)
+            return function(connection, self.names, *args)
 
         return self._backend.run(call) if session is None else run_joined_sync(session, call)
 
@@ -357,7 +349,8 @@ class SyncScheduler:
         limit = None if timeout is None else to_timedelta(timeout, setting="timeout")
         try:
             return cast(
-                "R", self._backend.result(execution_id, codec, None if limit is None else limit.total_seconds())
+                "R",
+                self._backend.result(execution_id, codec, None if limit is None else limit.total_seconds()),
             )
         except TimeoutError:
             if limit is None:

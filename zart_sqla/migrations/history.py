@@ -215,9 +215,7 @@ def _script_directory() -> ScriptDirectory:
 
 def _lock(connection: Connection, names: TableNames) -> None:
     schema = names.schema or connection.scalar(select(func.current_schema()))
-    digest = hashlib.blake2s(
-        f"zart_sqla migration of {schema}.{names.prefix}".encode(), digest_size=8
-    ).digest()
+    digest = hashlib.blake2s(f"zart_sqla migration of {schema}.{names.prefix}".encode(), digest_size=8).digest()
     key = literal(int.from_bytes(digest, signed=True), BigInteger)
     connection.execute(select(func.pg_advisory_xact_lock(key)))
 

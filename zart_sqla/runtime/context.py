@@ -68,6 +68,7 @@ class Context:
 
     @property
     def is_retry(self) -> bool:
+        """Whether this is not the first attempt."""
         return self.attempt > 1
 
 

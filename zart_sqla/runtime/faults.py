@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from pydantic_core import to_jsonable_python
@@ -14,6 +13,7 @@ from zart_sqla.records import ErrorRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from datetime import timedelta
 
 MAX_MESSAGE: Final = 65_536
 """How many characters of an error's text are kept."""

@@ -44,12 +44,16 @@ async def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
         NotInWorkflowError: something else than the call of a step was given.
     """
     for call in calls:
-        if not isinstance(call, StepCall):
-            raise NotInWorkflowError(f"gather({type(call).__name__})", "takes calls of steps, such as 'check(x)'")
+        _check(call)
     turn = body_turn()
     if turn is None:
         return tuple(await asyncio.gather(*(call.run_plainly() for call in calls)))
     return await _gather(turn, calls)
+
+
+def _check(call: object) -> None:
+    if not isinstance(call, StepCall):
+        raise NotInWorkflowError(f"gather({type(call).__name__})", "takes calls of steps, such as 'check(x)'")
 
 
 async def _gather(turn: Turn, calls: Sequence[StepCall[Any]]) -> tuple[Any, ...]:

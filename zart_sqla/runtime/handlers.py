@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload, runtime_checkable
 
 from zart_sqla.codec import annotations_of, checked_name, codec_for, plain_json
 from zart_sqla.durations import to_positive_timedelta
@@ -46,9 +46,7 @@ class Handler(Generic[D, R]):
         self.name = checked_name("task name", name)
         self.function = function
         self.retry = retry or Retry.none()
-        self.timeout: timedelta | None = (
-            None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
-        )
+        self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
         self.on_failure = on_failure
         self.is_async = inspect.iscoroutinefunction(function)
         self._parameter = _data_parameter(function)
@@ -127,9 +125,9 @@ class _DurableDecorator:
         self._options = options
 
     @overload
-    def __call__(self, function: Callable[[], Coroutine[Any, Any, R]]) -> AsyncDurable[None, R]: ...
+    def __call__(self, function: Callable[[], Coroutine[Any, Any, R]]) -> AsyncDurable[None, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: Callable[[D], Coroutine[Any, Any, R]]) -> AsyncDurable[D, R]: ...
+    def __call__(self, function: Callable[[D], Coroutine[Any, Any, R]]) -> AsyncDurable[D, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[[], R]) -> SyncDurable[None, R]: ...
     @overload
@@ -143,9 +141,9 @@ class _DurableDecorator:
 
 
 @overload
-def durable(function: Callable[[], Coroutine[Any, Any, R]], /) -> AsyncDurable[None, R]: ...
+def durable(function: Callable[[], Coroutine[Any, Any, R]], /) -> AsyncDurable[None, R]: ...  # type: ignore[overload-overlap]
 @overload
-def durable(function: Callable[[D], Coroutine[Any, Any, R]], /) -> AsyncDurable[D, R]: ...
+def durable(function: Callable[[D], Coroutine[Any, Any, R]], /) -> AsyncDurable[D, R]: ...  # type: ignore[overload-overlap]
 @overload
 def durable(function: Callable[[], R], /) -> SyncDurable[None, R]: ...
 @overload
@@ -243,15 +241,10 @@ class TaskRegistry:
     @staticmethod
     def _handler_for(*args: Any) -> Handler[Any, Any]:
         match args:
-            case (Durable() as workflow,):
-                return workflow.handler
-            case (str() as name, Durable() as workflow) if name == workflow.name:
-                return workflow.handler
-            case (str() as name, Durable() as workflow):
-                known = workflow.handler
-                return Handler(
-                    name, known.function, retry=known.retry, timeout=known.timeout, on_failure=known.on_failure
-                )
+            case (Durable(),):
+                return cast("Durable[Any, Any]", args[0]).handler
+            case (str() as name, Durable()):
+                return _under_name(name, cast("Durable[Any, Any]", args[1]))
             case (str() as name, TaskObject() as workflow) if not isinstance(workflow, type):
                 return Handler(name, workflow.run)
             case (str() as name, workflow) if inspect.isroutine(workflow):
@@ -263,6 +256,13 @@ class TaskRegistry:
                     "a method 'run(self, data)'",
                     actual=args[0] if len(args) == 1 else args,
                 )
+
+
+def _under_name(name: str, workflow: Durable[Any, Any]) -> Handler[Any, Any]:
+    known = workflow.handler
+    if name == known.name:
+        return known
+    return Handler(name, known.function, retry=known.retry, timeout=known.timeout, on_failure=known.on_failure)
 
 
 def _data_parameter(function: Callable[..., Any]) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from zart_sqla.config import check_count
 from zart_sqla.durations import to_timedelta
 from zart_sqla.errors import ConfigError
 
@@ -42,8 +43,7 @@ class Retry:
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.retries, int) or isinstance(self.retries, bool) or self.retries < 0:
-            raise ConfigError("retries", expected="a whole number of at least 0", actual=self.retries)
+        check_count("retries", self.retries, minimum=0)
 
     @classmethod
     def none(cls) -> Self:
@@ -51,9 +51,7 @@ class Retry:
         return cls()
 
     @classmethod
-    def fixed(
-        cls, retries: int, delay: Duration, *, on: ErrorTypes = Exception, give_up_on: ErrorTypes = ()
-    ) -> Self:
+    def fixed(cls, retries: int, delay: Duration, *, on: ErrorTypes = Exception, give_up_on: ErrorTypes = ()) -> Self:
         """Return the retry with the same delay before each further attempt.
 
         Args:
@@ -130,7 +128,8 @@ def error_types(setting: str, types: ErrorTypes) -> tuple[type[BaseException], .
     Raises:
         ConfigError: one of them is not an exception type.
     """
-    several = types if isinstance(types, tuple) else (types,)
+    several: tuple[Any, ...] = types if isinstance(types, tuple) else (types,)
+    one: Any
     for one in several:
         if not (isinstance(one, type) and issubclass(one, BaseException)):
             raise ConfigError(setting, expected="an exception type or a tuple of them", actual=one)

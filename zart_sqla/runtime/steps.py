@@ -53,9 +53,7 @@ class Step(Generic[P, T]):
         self.function = function
         self.kind = kind
         self.retry = retry or Retry.none()
-        self.timeout: timedelta | None = (
-            None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
-        )
+        self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
         self.raises = error_types("raises", raises)
         self.is_async = inspect.iscoroutinefunction(function)
         self._template = name if name is not None else function.__name__
@@ -182,18 +180,18 @@ class _StepDecorator:
         self._options = options
 
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]]) -> AsyncStep[P, T]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]]) -> AsyncStep[P, T]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[P, T]) -> SyncStep[P, T]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
         if not callable(function) or not hasattr(function, "__name__"):
             raise ConfigError("step", expected="a function", actual=function)
-        kind = AsyncStep if inspect.iscoroutinefunction(function) else SyncStep
+        kind: Any = AsyncStep if inspect.iscoroutinefunction(function) else SyncStep
         return kind(function, name=self._name, **self._options)
 
 
 @overload
-def step(function: Callable[P, Coroutine[Any, Any, T]], /) -> AsyncStep[P, T]: ...
+def step(function: Callable[P, Coroutine[Any, Any, T]], /) -> AsyncStep[P, T]: ...  # type: ignore[overload-overlap]
 @overload
 def step(function: Callable[P, T], /) -> SyncStep[P, T]: ...
 @overload

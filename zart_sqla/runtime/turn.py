@@ -1,13 +1,17 @@
-"""One turn of a run: its body runs from the top, recorded steps answer from the journal, new ones run and are recorded."""
+"""One turn of a run.
+
+The body runs from the top. Recorded steps answer from the journal; new ones run, and their results are recorded.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from contextvars import copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from zart_sqla.errors import (
     ExecutionTimeout,
@@ -15,6 +19,7 @@ from zart_sqla.errors import (
     NonDeterminismError,
     RetryExhausted,
     StepFailed,
+    StepTimeout,
 )
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep, StepKind
 from zart_sqla.runtime import faults
@@ -72,9 +77,7 @@ class Turn:
         deadline: when the execution times out, None if it does not.
     """
 
-    def __init__(
-        self, task: ClaimedTask, handler: Handler[Any, Any], history: RunHistory, recorder: Recorder
-    ) -> None:
+    def __init__(self, task: ClaimedTask, handler: Handler[Any, Any], history: RunHistory, recorder: Recorder) -> None:
         self.task = task
         self.handler = handler
         self.recorder = recorder
@@ -83,7 +86,7 @@ class Turn:
         self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
         self._stopped: StopReason | None = None
         self._signals: list[TurnSignal] = []
-        self._step_errors: list[BaseException] = []
+        self._step_errors: list[tuple[BaseException, ErrorRecord]] = []
         self._asyncio_task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_over = False
@@ -96,16 +99,21 @@ class Turn:
         try:
             outcome = await self._run_handler()
         except (TurnSignal, asyncio.CancelledError, BaseExceptionGroup):
-            outcome = self._interrupted()
-            if outcome is None:
+            interrupted = self._interrupted()
+            if interrupted is None:
                 raise
+            return interrupted
         finally:
             self._is_over = True
-        if self._stopped is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)  # the cancellation, if it has not been delivered yet
+            await self._absorb_cancellation()
         # A signal decides how the turn ends, whatever the body made of it.
         return self._interrupted() or outcome
+
+    async def _absorb_cancellation(self) -> None:
+        """Take in the cancellation that `stop` asked for, if it has not been delivered yet."""
+        if self._stopped is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
 
     def stop(self, reason: StopReason) -> None:
         """Interrupt the turn: what it does gets an `asyncio.CancelledError`, and nothing more is recorded."""
@@ -150,11 +158,12 @@ class Turn:
         if self.deadline is None or self.handler.timeout is None:
             return await self._call(function, *arguments)
         remaining = (self.deadline - self.recorder.now()).total_seconds()
+        scope = asyncio.timeout(remaining)
         try:
-            async with asyncio.timeout(remaining) as limit:
+            async with scope:
                 return await self._call(function, *arguments)
         except TimeoutError:
-            if not limit.expired():
+            if not scope.expired():
                 raise
             raise ExecutionTimeout(self.task.task_name, self.handler.timeout) from None
 
@@ -170,12 +179,15 @@ class Turn:
     async def _after_fault(self, error: BaseException) -> Outcome:
         """Return how the turn ends after the body raised."""
         retry = self.handler.retry
-        is_own = not any(error is known for known in self._step_errors) and not isinstance(error, ExecutionTimeout)
+        of_step = next((record for known, record in self._step_errors if known is error), None)
         attempt = self.task.retries + 1
-        record = faults.record_of(error)
-        if is_own:
+        record = of_step or faults.record_of(error)
+        if of_step is None and not isinstance(error, ExecutionTimeout):
             record = ErrorRecord(
-                error_type=record.error_type, message=record.message, attempts=attempt, category=record.category
+                error_type=record.error_type,
+                message=record.message,
+                attempts=attempt,
+                category=record.category,
             )
             if retry.covers(error) and attempt <= retry.retries:
                 return self._suspended_for_retry(record, attempt)
@@ -194,9 +206,7 @@ class Turn:
         """Record that the body failed, so that no later turn runs it again, and go on with `on_failure`."""
         numbers = self.journal.numbers()
         place = self.journal.enter("on_failure", StepKind.FAILURE)
-        marker = RecordedStep(
-            name=place.name, kind=place.kind, position=place.position, result=numbers, error=error
-        )
+        marker = RecordedStep(name=place.name, kind=place.kind, position=place.position, result=numbers, error=error)
         await self.recorder.record(marker)
         self.journal.skip_to_failure(marker)
         return await self._run_on_failure(error)
@@ -207,7 +217,7 @@ class Turn:
             return Failed(error)
         failure = failure_from(error)
         try:
-            if asyncio.iscoroutinefunction(on_failure):
+            if inspect.iscoroutinefunction(on_failure):
                 value = await on_failure(self.data, failure)
             else:
                 value = await self.in_thread(on_failure, self.data, failure, is_body=True)
@@ -291,14 +301,15 @@ class Turn:
         return await _StepRun(self, place, call).run()
 
     def replayed(self, recorded: RecordedStep, call: StepCall[T]) -> T:
+        """Return the value that is recorded for a step, or raise the error that is."""
         step = call.step
         if recorded.error is not None:
-            raise self.from_step(faults.error_from(recorded.error, step.raises))
+            raise self.from_step(faults.error_from(recorded.error, step.raises), recorded.error)
         return step.codec.unpack(recorded.result or "null", subject=f"the recorded result of step {recorded.name!r}")
 
-    def from_step(self, error: BaseException) -> BaseException:
-        """Return the error, known from now on as one that came from a step."""
-        self._step_errors.append(error)
+    def from_step(self, error: BaseException, record: ErrorRecord) -> BaseException:
+        """Return the error, known from now on as one that came from a step, which recorded it so."""
+        self._step_errors.append((error, record))
         return error
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any, is_body: bool) -> Any:
@@ -357,7 +368,10 @@ class _StepRun(Generic[T]):
                 raise
             # Nobody cancelled this turn: it is the step's own, and so an error like others.
             raise StepFailed(
-                active.name, error_type="CancelledError", message=faults.message_of(error), attempts=active.attempt
+                active.name,
+                error_type="CancelledError",
+                message=faults.message_of(error),
+                attempts=active.attempt,
             ) from error
         finally:
             active_step.reset(token)
@@ -368,21 +382,24 @@ class _StepRun(Generic[T]):
             return await self._step.function(*call.args, **call.kwargs)
         return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
 
-    async def _call_in_time(self, timeout: timedelta) -> Any:
+    async def _call_in_time(self, limit: timedelta) -> Any:
+        scope = asyncio.timeout(limit.total_seconds())
         try:
-            async with asyncio.timeout(timeout.total_seconds()) as limit:
+            async with scope:
                 return await self._call_function()
         except TimeoutError:
-            if not limit.expired():
+            if not scope.expired():
                 raise
-            raise faults.step_timeout(self._place.name, timeout, attempts=self._attempt) from None
+            raise faults.step_timeout(self._place.name, limit, attempts=self._attempt) from None
 
     async def _succeed(self, value: Any, active: ActiveStep) -> T:
         name = self._place.name
         try:
             text, packed = self._step.codec.pack(value, subject=f"the result of step {name!r}")
             checkpoint = self._checkpoint(result=text)
-            recorded = await (self._turn.record(checkpoint) if active.transaction is None else self._commit(active, checkpoint))
+            recorded = await (
+                self._turn.record(checkpoint) if active.transaction is None else self._commit(active, checkpoint)
+            )
         except InvalidDataError as error:
             raise faults.step_error(StepFailed, name, error, attempts=self._attempt) from error
         if recorded is not checkpoint:  # somebody was first, and what is recorded counts
@@ -403,25 +420,22 @@ class _StepRun(Generic[T]):
         if isinstance(signal, TurnSignal):
             raise self._turn.note(signal)
         step, name, attempt = self._step, self._place.name, self._attempt
-        if isinstance(error, StepFailed | faults.StepTimeout) and error.step == name:
-            await self._fail(error)
+        if isinstance(error, StepFailed | StepTimeout) and error.step == name:
+            await self._fail(error, faults.record_of(error))
         is_declared = isinstance(error, step.raises)
         may_retry = step.retry.covers(error) and not (is_declared and step.retry.on == (Exception,))
         if may_retry and attempt <= step.retry.retries:
             await self._wait_for_retry(error)
         elif is_declared:
-            await self._record_failure(faults.business_record(name, error, attempts=attempt))
-            raise self._turn.from_step(error)
+            await self._fail(error, faults.business_record(name, error, attempts=attempt))
         else:
             kind = RetryExhausted if may_retry and step.retry.retries else StepFailed
-            await self._fail(faults.step_error(kind, name, error, attempts=attempt))
+            failed = faults.step_error(kind, name, error, attempts=attempt)
+            await self._fail(failed, faults.record_of(failed))
 
-    async def _fail(self, error: Any) -> None:
-        await self._record_failure(faults.record_of(error))
-        raise self._turn.from_step(error)
-
-    async def _record_failure(self, error: ErrorRecord) -> None:
-        await self._turn.record(self._checkpoint(error=error))
+    async def _fail(self, error: BaseException, record: ErrorRecord) -> NoReturn:
+        await self._turn.record(self._checkpoint(error=record))
+        raise self._turn.from_step(error, record)
 
     async def _wait_for_retry(self, error: BaseException) -> None:
         turn, attempt = self._turn, self._attempt

@@ -100,7 +100,9 @@ class _TaggedCodec(Codec[Any]):
     """Writes a value of a well-known type together with the type's name, and other values as plain JSON."""
 
     _TAG: Final = "$type"
-    _KINDS: Final = {kind.__name__: kind for kind in (datetime, date, time, timedelta, Decimal, uuid_module.UUID, bytes)}
+    _KINDS: Final = {
+        kind.__name__: kind for kind in (datetime, date, time, timedelta, Decimal, uuid_module.UUID, bytes)
+    }
 
     def __init__(self) -> None:
         super().__init__(Any)
@@ -113,9 +115,9 @@ class _TaggedCodec(Codec[Any]):
         return json.dumps({self._TAG: kind, "value": json.loads(text)}), packed
 
     def unpack(self, text: str, *, subject: str) -> Any:
-        value = super().unpack(text, subject=subject)
-        if not (isinstance(value, dict) and self._TAG in value):
-            return value
+        value: Any = super().unpack(text, subject=subject)
+        if not isinstance(value, dict) or self._TAG not in value:
+            return cast("Any", value)
         tagged = cast("dict[str, Any]", value)
         return codec_for(self._KINDS[tagged[self._TAG]]).unpack(json.dumps(tagged["value"]), subject=subject)
 
@@ -128,6 +130,8 @@ def _codec_of(function: Callable[[], Any]) -> Codec[Any]:
     return codec_for(annotations["return"]) if "return" in annotations else _tagged
 
 
-def _resolved(function: Callable[[], Coroutine[Any, Any, T]], declared: type[T]) -> Callable[[], Coroutine[Any, Any, T]]:
+def _resolved(
+    function: Callable[[], Coroutine[Any, Any, T]], declared: type[T]
+) -> Callable[[], Coroutine[Any, Any, T]]:
     function.__annotations__ = {"return": declared}
     return function

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     JSON,
     ColumnElement,
-    Select,
     Text,
     bindparam,
     cast,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Executable, Subquery
 
+    from zart_sqla.records import ExecutionFilter
     from zart_sqla.table_names import TableNames
 
 
@@ -41,7 +41,15 @@ def start(names: TableNames) -> Executable:
     """
     t = tables_of(names)
     rows = select(
-        rows_of("given", execution_id=TEXT, run_id=UUID, task_name=TEXT, payload=TEXT, queue=TEXT, due_at=TIMESTAMP_TZ)
+        rows_of(
+            "given",
+            execution_id=TEXT,
+            run_id=UUID,
+            task_name=TEXT,
+            payload=TEXT,
+            queue=TEXT,
+            due_at=TIMESTAMP_TZ,
+        )
     ).cte("rows")
     inserted = (
         pg_insert(t.executions)
@@ -106,49 +114,36 @@ def _described(names: TableNames) -> Subquery:
 
 
 @functools.cache
-def describe(names: TableNames) -> Select[Any]:
+def describe(names: TableNames) -> Executable:
     """Select the executions whose ids are in the `rows_of` list `execution_id`."""
     described = _described(names)
     given = rows_of("given", execution_id=TEXT)
     return select(described).join(given, given.c.execution_id == described.c.execution_id)
 
 
-def browse(
-    names: TableNames,
-    *,
-    status: str | None,
-    task_name: str | None,
-    search: str | None,
-    since: datetime | None,
-    after: tuple[datetime, str] | None,
-    limit: int,
-) -> Select[Any]:
-    """Select executions, the newest first.
+def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, str] | None) -> Executable:
+    """Select executions, the newest first, and one more than wanted: that tells whether there is another page.
 
     Args:
         names: the tables.
-        status: only those that stand there.
-        task_name: only those of this task.
-        search: only those whose id starts with this.
-        since: only those that were created then or later.
+        wanted: which executions.
         after: only those that come after this `(created_at, execution_id)`.
-        limit: how many at most.
     """
     described = _described(names)
-    position = tuple_(described.c.listed_at, described.c.execution_id)
     conditions: list[ColumnElement[bool]] = []
-    if status is not None:
-        conditions.append(described.c.status == status)
-    if task_name is not None:
-        conditions.append(described.c.task_name == task_name)
-    if search is not None:
-        conditions.append(described.c.execution_id.startswith(search, autoescape=True))
-    if since is not None:
-        conditions.append(described.c.listed_at >= since)
+    if wanted.status is not None:
+        conditions.append(described.c.status == wanted.status.value)
+    if wanted.task_name is not None:
+        conditions.append(described.c.task_name == wanted.task_name)
+    if wanted.search is not None:
+        conditions.append(described.c.execution_id.startswith(wanted.search, autoescape=True))
+    if wanted.since is not None:
+        conditions.append(described.c.listed_at >= wanted.since)
     if after is not None:
+        position = tuple_(described.c.listed_at, described.c.execution_id)
         conditions.append(position < tuple_(literal(after[0], TIMESTAMP_TZ), literal(after[1], Text)))
     newest_first = (described.c.listed_at.desc(), described.c.execution_id.desc())
-    return select(described).where(*conditions).order_by(*newest_first).limit(limit)
+    return select(described).where(*conditions).order_by(*newest_first).limit(wanted.limit + 1)
 
 
 @functools.cache
@@ -201,7 +196,14 @@ def resume(names: TableNames) -> Executable:
     t = tables_of(names)
     old = t.execution_runs.alias("old")
     failed = (
-        select(t.executions.c.execution_id, t.executions.c.task_name, t.executions.c.queue, old.c.run_id, old.c.run_index, old.c.payload)
+        select(
+            t.executions.c.execution_id,
+            t.executions.c.task_name,
+            t.executions.c.queue,
+            old.c.run_id,
+            old.c.run_index,
+            old.c.payload,
+        )
         .join(old, old.c.run_id == t.executions.c.run_id)
         .where(t.executions.c.execution_id == bindparam("id", type_=Text), old.c.outcome == "failed")
         .with_for_update(of=t.executions)
@@ -230,6 +232,8 @@ def resume(names: TableNames) -> Executable:
         ["task_id", "run_id", "task_name", "queue", "due_at", "attempt"],
         select(new_id, new_id, failed.c.task_name, failed.c.queue, func.now(), literal(1)).select_from(failed),
     )
-    return select(new_id.label("run_id")).select_from(failed).add_cte(
-        pointed, run.cte("run"), steps.cte("steps"), task.cte("task")
+    return (
+        select(new_id.label("run_id"))
+        .select_from(failed)
+        .add_cte(pointed, run.cte("run"), steps.cte("steps"), task.cte("task"))
     )

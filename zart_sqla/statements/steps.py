@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     JSON,
-    CompoundSelect,
-    Select,
     Text,
     any_,
     bindparam,
@@ -93,14 +91,17 @@ def record_attempts(names: TableNames) -> Executable:
     inserted = pg_insert(t.step_attempts).from_select(["run_id", "name", "attempt", "error", "started_at"], rows)
     key = [t.step_attempts.c.run_id, t.step_attempts.c.name, t.step_attempts.c.attempt]
     # The update changes nothing; it makes RETURNING tell of the row that was there before too.
-    return inserted.on_conflict_do_update(
-        index_elements=key, set_={"attempt": inserted.excluded.attempt}
-    ).returning(t.step_attempts.c.run_id, t.step_attempts.c.name)
+    return inserted.on_conflict_do_update(index_elements=key, set_={"attempt": inserted.excluded.attempt}).returning(
+        t.step_attempts.c.run_id, t.step_attempts.c.name
+    )
 
 
 @functools.cache
-def journal(names: TableNames) -> CompoundSelect[Any]:
-    """Select what earlier turns of the runs in the list `run_ids` recorded: checkpoints and counts of failed attempts."""
+def journal(names: TableNames) -> Executable:
+    """Select what earlier turns of runs recorded: checkpoints and counts of failed attempts.
+
+    Parameters: the list `run_ids`.
+    """
     t = tables_of(names)
     wanted = array_of("run_ids", UUID)
     checkpoints = select(
@@ -135,7 +136,7 @@ def journal(names: TableNames) -> CompoundSelect[Any]:
 
 
 @functools.cache
-def recorded(names: TableNames) -> Select[Any]:
+def recorded(names: TableNames) -> Executable:
     """Select the checkpoints of the `rows_of` lists `run_id` and `name`."""
     t = tables_of(names)
     given = rows_of("given", run_id=UUID, name=TEXT)
@@ -153,7 +154,7 @@ def recorded(names: TableNames) -> Select[Any]:
 
 
 @functools.cache
-def describe(names: TableNames) -> CompoundSelect[Any]:
+def describe(names: TableNames) -> Executable:
     """Select the steps of an execution's current run, in the order of recording, then those between two attempts.
 
     Parameters: `id`.
@@ -176,7 +177,9 @@ def describe(names: TableNames) -> CompoundSelect[Any]:
         t.steps.c.position,
     ).where(t.steps.c.run_id == run_id)
     is_done = exists().select_from(t.steps).where(t.steps.c.run_id == last.c.run_id, t.steps.c.name == last.c.name)
-    is_last = ~exists().select_from(failed).where(failed.c.run_id == last.c.run_id, failed.c.name == last.c.name, failed.c.attempt > last.c.attempt)
+    is_last = ~exists().select_from(failed).where(
+        failed.c.run_id == last.c.run_id, failed.c.name == last.c.name, failed.c.attempt > last.c.attempt
+    )
     between = select(
         last.c.name,
         literal("step", Text),

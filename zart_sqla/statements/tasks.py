@@ -10,7 +10,6 @@ from sqlalchemy import (
     Float,
     Select,
     Text,
-    Update,
     all_,
     any_,
     bindparam,
@@ -109,16 +108,14 @@ def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
 
 
 @functools.cache
-def put_down(names: TableNames) -> Update:
+def put_down(names: TableNames) -> Executable:
     """Free tasks that a worker holds, until they are due again.
 
     Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held.
     """
     t = tables_of(names)
     me = alive(names)
-    turn = rows_of(
-        "turn", task_id=UUID, attempt=INTEGER, due_at=TIMESTAMP_TZ, is_waiting=BOOLEAN, retries=INTEGER
-    )
+    turn = rows_of("turn", task_id=UUID, attempt=INTEGER, due_at=TIMESTAMP_TZ, is_waiting=BOOLEAN, retries=INTEGER)
     return (
         update(t.tasks)
         .values(
@@ -143,9 +140,7 @@ def finish(names: TableNames) -> Executable:
     """
     t = tables_of(names)
     me = alive(names)
-    turn = select(
-        rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)
-    ).cte("turn")
+    turn = select(rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)).cte("turn")
     gone = (
         delete(t.tasks)
         .where(t.tasks.c.task_id == turn.c.task_id, t.tasks.c.attempt == turn.c.attempt)
@@ -168,14 +163,12 @@ def finish(names: TableNames) -> Executable:
     told = func.pg_notify(bindparam("channel", type_=Text), cast(gone.c.run_id, Text))
     notified = select(gone.c.task_id, told.label("told")).where(gone.c.is_awaited).cte("notified")
     return (
-        select(gone.c.task_id, notified.c.told)
-        .outerjoin(notified, notified.c.task_id == gone.c.task_id)
-        .add_cte(ended)
+        select(gone.c.task_id, notified.c.told).outerjoin(notified, notified.c.task_id == gone.c.task_id).add_cte(ended)
     )
 
 
 @functools.cache
-def held(names: TableNames) -> Select[Any]:
+def held(names: TableNames) -> Executable:
     """Select those of the `rows_of` lists of tasks that a worker holds. Parameters: `me` and the lists."""
     t = tables_of(names)
     me = alive(names)

@@ -9,11 +9,11 @@ from sqlalchemy import (
     CTE,
     JSON,
     BigInteger,
+    Boolean,
     ColumnElement,
-    Delete,
     Float,
-    Insert,
     Select,
+    SmallInteger,
     Text,
     any_,
     bindparam,
@@ -30,7 +30,7 @@ from sqlalchemy import (
     table,
     update,
 )
-from sqlalchemy.dialects.postgresql import INTERVAL
+from sqlalchemy.dialects.postgresql import INTERVAL, OID
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.statements.arrays import INTEGER, UUID, array_of, rows_of
@@ -41,9 +41,16 @@ if TYPE_CHECKING:
     from zart_sqla.table_names import TableNames
 
 _LOCKS = table(
-    "pg_locks", *(column(name) for name in ("locktype", "database", "classid", "objid", "objsubid", "granted")), schema="pg_catalog"
+    "pg_locks",
+    column("locktype", Text),
+    column("database", OID),
+    column("classid", OID),
+    column("objid", OID),
+    column("objsubid", SmallInteger),
+    column("granted", Boolean),
+    schema="pg_catalog",
 )
-_DATABASES = table("pg_database", column("oid"), column("datname"), schema="pg_catalog")
+_DATABASES = table("pg_database", column("oid", OID), column("datname", Text), schema="pg_catalog")
 _SERVER_WARM_UP = literal_column("INTERVAL '10 seconds'", INTERVAL)
 
 
@@ -52,7 +59,8 @@ def alive(names: TableNames) -> CTE:
 
     This is the fence. Whoever takes over a worker's tasks deletes its row first; so a transaction that holds this
     lock is over before they are taken, and one that comes later finds no row and writes nothing. A heartbeat changes
-    no key, so it does not wait. A process that is stopped in the middle must not hold the lock for ever, hence the limit.
+    no key, so it does not wait. A process that is stopped in the middle must not hold the lock for ever, hence the
+    limit on its idleness.
     """
     workers = tables_of(names).workers
     return (
@@ -71,7 +79,7 @@ def _seconds(name: str) -> ColumnElement[Any]:
 
 
 @functools.cache
-def register(names: TableNames) -> Insert:
+def register(names: TableNames) -> Executable:
     """Insert a worker.
 
     Parameters: the columns `worker_id`, `hostname`, `pid` and `lock_key`, and `lease_seconds`.
@@ -80,7 +88,7 @@ def register(names: TableNames) -> Insert:
 
 
 @functools.cache
-def unregister(names: TableNames) -> Delete:
+def unregister(names: TableNames) -> Executable:
     """Delete a worker that has put down all its tasks. Parameters: `me`."""
     workers = tables_of(names).workers
     return delete(workers).where(workers.c.worker_id == bindparam("me", type_=UUID))
@@ -101,13 +109,17 @@ def _is_locked(key: ColumnElement[Any]) -> ColumnElement[bool]:
     """Return the condition that some session of this database holds the advisory lock of this key."""
     here = select(_DATABASES.c.oid).where(_DATABASES.c.datname == func.current_database()).scalar_subquery()
     high, low = cast(_LOCKS.c.classid, BigInteger), cast(_LOCKS.c.objid, BigInteger)
-    return exists().select_from(_LOCKS).where(
+    return (
+        exists()
+        .select_from(_LOCKS)
+        .where(
             _LOCKS.c.locktype == "advisory",
             _LOCKS.c.database == here,
             _LOCKS.c.objsubid == 1,  # a key of one bigint
             _LOCKS.c.granted,
             high.op("<<")(literal_column("32")).op("|")(low) == key,
         )
+    )
 
 
 @functools.cache
@@ -147,7 +159,15 @@ def beat(names: TableNames) -> Executable:
         .cte("beaten")
     )
     mine = rows_of("mine", task_id=UUID, attempt=INTEGER)
-    still_held = exists().select_from(t.tasks).where(t.tasks.c.task_id == mine.c.task_id, t.tasks.c.attempt == mine.c.attempt, t.tasks.c.worker_id == me)
+    still_held = (
+        exists()
+        .select_from(t.tasks)
+        .where(
+            t.tasks.c.task_id == mine.c.task_id,
+            t.tasks.c.attempt == mine.c.attempt,
+            t.tasks.c.worker_id == me,
+        )
+    )
     lost = func.array(select(mine.c.task_id).where(~still_held).scalar_subquery())
     dead = exists().select_from(t.workers).where(t.workers.c.worker_id != me, _is_dead(names))
     return select(
@@ -159,7 +179,7 @@ def beat(names: TableNames) -> Executable:
 
 
 @functools.cache
-def bury(names: TableNames) -> Delete:
+def bury(names: TableNames) -> Executable:
     """Delete the workers that are dead, so that they can write no more.
 
     Parameters: `me` of the one who does it, `grace_seconds`. Returns: `(worker_id, hostname, pid)` of the dead.
@@ -182,13 +202,24 @@ def take_over(names: TableNames) -> Executable:
     """Free the tasks of workers that are dead, and fail the runs that have taken down too many of them.
 
     A crash counts only while the run gets nowhere: a checkpoint since the claim starts the count anew.
-    Parameters: `dead`, `max_crashes`, `crash` (the error as JSON text), `channel`. Returns: `(task_id, execution_id, crashes)` and `is_failed`.
+    Parameters: `dead`, `max_crashes`, `crash` (the error as JSON text), `channel`.
+    Returns: `task_id`, `execution_id`, `crashes` and `is_failed` of each.
     """
     t = tables_of(names)
-    got_somewhere = exists().select_from(t.steps).where(t.steps.c.run_id == t.tasks.c.run_id, t.steps.c.completed_at >= t.tasks.c.claimed_at)
+    got_somewhere = (
+        exists()
+        .select_from(t.steps)
+        .where(t.steps.c.run_id == t.tasks.c.run_id, t.steps.c.completed_at >= t.tasks.c.claimed_at)
+    )
     crashes = case((got_somewhere, 1), else_=t.tasks.c.crashes + 1)
     orphans = (
-        select(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.started_at, t.tasks.c.is_awaited, crashes.label("crashes"))
+        select(
+            t.tasks.c.task_id,
+            t.tasks.c.run_id,
+            t.tasks.c.started_at,
+            t.tasks.c.is_awaited,
+            crashes.label("crashes"),
+        )
         .where(t.tasks.c.worker_id == any_(array_of("dead", UUID)))
         .with_for_update(of=t.tasks)
         .cte("orphans")
@@ -200,11 +231,7 @@ def take_over(names: TableNames) -> Executable:
         .where(t.tasks.c.task_id == orphans.c.task_id, ~is_failed)
         .cte("freed")
     )
-    gone = (
-        delete(t.tasks)
-        .where(t.tasks.c.task_id == orphans.c.task_id, is_failed)
-        .cte("gone")
-    )
+    gone = delete(t.tasks).where(t.tasks.c.task_id == orphans.c.task_id, is_failed).cte("gone")
     ended = (
         update(t.execution_runs)
         .values(
@@ -217,10 +244,19 @@ def take_over(names: TableNames) -> Executable:
         .cte("ended")
     )
     told = case(
-        (is_failed & orphans.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(orphans.c.run_id, Text))),
+        (
+            is_failed & orphans.c.is_awaited,
+            func.pg_notify(bindparam("channel", type_=Text), cast(orphans.c.run_id, Text)),
+        ),
     )
     return (
-        select(orphans.c.task_id, t.execution_runs.c.execution_id, orphans.c.crashes, is_failed.label("is_failed"), told)
+        select(
+            orphans.c.task_id,
+            t.execution_runs.c.execution_id,
+            orphans.c.crashes,
+            is_failed.label("is_failed"),
+            told,
+        )
         .join(t.execution_runs, t.execution_runs.c.run_id == orphans.c.run_id)
         .add_cte(freed, gone, ended)
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from zart_sqla.errors import ConfigError
-from zart_sqla.records import ExecutionInfo, ExecutionStatus, NewExecution, Page, StepInfo
+from zart_sqla.records import ExecutionFilter, ExecutionInfo, ExecutionStatus, NewExecution, Page, StepInfo
 from zart_sqla.statements import executions, notifications, steps
 from zart_sqla.statements.arrays import parameters_of
 from zart_sqla.store.rows import error_from_json, execution_info, step_info
@@ -67,33 +67,26 @@ def ending(connection: Connection, names: TableNames, execution_id: str) -> Endi
 
 
 def browse(
-    connection: Connection,
-    names: TableNames,
-    *,
-    status: ExecutionStatus | None,
-    task_name: str | None,
-    search: str | None,
-    since: datetime | None,
-    limit: int,
-    cursor: str | None,
+    connection: Connection, names: TableNames, wanted: ExecutionFilter, cursor: str | None
 ) -> Page[ExecutionInfo]:
-    """Return a page of executions, the newest first."""
-    statement = executions.browse(
-        names,
-        status=status,
-        task_name=task_name,
-        search=search,
-        since=since,
-        after=None if cursor is None else _position(cursor),
-        limit=limit + 1,
-    )
-    rows = connection.execute(statement).all()
-    page = rows[:limit]
-    more = len(rows) > limit
-    return Page(
-        [execution_info(row) for row in page],
-        _cursor(page[-1].listed_at, page[-1].execution_id) if more else None,
-    )
+    """Return a page of executions, the newest first.
+
+    Args:
+        connection: where to run it.
+        names: the tables.
+        wanted: which executions.
+        cursor: the `next_cursor` of the page before; None for the first.
+
+    Raises:
+        ConfigError: it is not such a cursor.
+    """
+    after = None if cursor is None else _position(cursor)
+    rows = connection.execute(executions.browse(names, wanted, after)).all()
+    page = rows[: wanted.limit]
+    items = [execution_info(row) for row in page]
+    if len(rows) == len(page):
+        return Page(items)
+    return Page(items, _cursor(page[-1].listed_at, page[-1].execution_id))
 
 
 def steps_of(connection: Connection, names: TableNames, execution_id: str) -> list[StepInfo]:

@@ -67,9 +67,7 @@ def _claimed(row: Row[Any]) -> ClaimedTask:
     )
 
 
-def release_others(
-    connection: Connection, names: TableNames, worker_id: UUID, kept: Iterable[UUID] = ()
-) -> set[UUID]:
+def release_others(connection: Connection, names: TableNames, worker_id: UUID, kept: Iterable[UUID] = ()) -> set[UUID]:
     """Free the tasks that the worker holds, but for those that it means to keep.
 
     Returns:
@@ -188,9 +186,7 @@ def find_steps(
     return {(row.run_id, row.name): recorded_step(row) for row in rows}
 
 
-def held(
-    connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]
-) -> set[UUID]:
+def held(connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]) -> set[UUID]:
     """Return those of the tasks that the worker still holds."""
     mine = parameters_of("mine", ("task_id", "attempt"), ((task.task_id, task.attempt) for task in claimed))
     return set(connection.scalars(tasks.held(names), {"me": worker_id, **mine}))
@@ -227,9 +223,7 @@ def record_attempts(
 _PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries")
 
 
-def put_down(
-    connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]
-) -> set[UUID]:
+def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]) -> set[UUID]:
     """Free tasks that the worker holds.
 
     Returns:

@@ -71,7 +71,7 @@ class DeadWorker:
     pid: int
 
 
-def register(
+def register(  # noqa: PLR0913 - as many as the row has columns
     connection: Connection,
     names: TableNames,
     worker_id: UUID,
@@ -150,9 +150,7 @@ def bury(connection: Connection, names: TableNames, worker_id: UUID, *, grace_se
     return [DeadWorker(*row) for row in rows]
 
 
-def take_over(
-    connection: Connection, names: TableNames, dead: Sequence[UUID], *, max_crashes: int
-) -> list[Orphan]:
+def take_over(connection: Connection, names: TableNames, dead: Sequence[UUID], *, max_crashes: int) -> list[Orphan]:
     """Free the tasks of workers that were buried, in a statement after the one that buried them.
 
     It must be a later statement: only then does it see all that they claimed before they were buried.

@@ -151,7 +151,10 @@ class Dispatcher:
             refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
             await self._settle(task, Failed(refused))
         except TurnSignal:
-            logger.info("execution %r: what its turn came to is not written, the task was taken over or ended", task.execution_id)
+            logger.info(
+                "execution %r: what its turn came to is not written, the task was taken over or ended",
+                task.execution_id,
+            )
         else:
             if isinstance(outcome, Suspended):
                 self.handed_back |= outcome == Suspended()

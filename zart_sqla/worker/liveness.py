@@ -64,7 +64,7 @@ class News:
 class Liveness:
     """Keeps the worker alive in the eyes of the database."""
 
-    def __init__(  # noqa: PLR0913 - what it works with
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
         self,
         engine: AsyncEngine,
         names: TableNames,
@@ -150,9 +150,19 @@ class Liveness:
     async def _listen(self, connection: AsyncConnection) -> asyncio.Event:
         is_lost = asyncio.Event()
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        driver.add_termination_listener(lambda _: is_lost.set())
-        await driver.add_listener(self._names.work_channel, lambda *message: self._hear_of_work(message[-1]))
-        await driver.add_listener(self._names.done_channel, lambda *message: self._call(self._news.on_ended, message[-1]))
+
+        def on_lost(_connection: object) -> None:
+            is_lost.set()
+
+        def on_work(_connection: object, _pid: int, _channel: str, payload: str) -> None:
+            self._hear_of_work(payload)
+
+        def on_done(_connection: object, _pid: int, _channel: str, run_id: str) -> None:
+            self._call(self._news.on_ended, run_id)
+
+        driver.add_termination_listener(on_lost)
+        await driver.add_listener(self._names.work_channel, on_work)
+        await driver.add_listener(self._names.done_channel, on_done)
         return is_lost
 
     async def _register(self, connection: AsyncConnection) -> None:
@@ -233,13 +243,20 @@ class Liveness:
         if not dead:
             return 0
         orphans = workers.take_over(
-            connection, self._names, [worker.worker_id for worker in dead], max_crashes=self._config.max_crashes
+            connection,
+            self._names,
+            [worker.worker_id for worker in dead],
+            max_crashes=self._config.max_crashes,
         )
         for worker in dead:
             logger.warning("worker %s (process %d on %s) is dead", worker.worker_id, worker.pid, worker.hostname)
         for orphan in orphans:
             if orphan.is_failed:
-                logger.error("execution %r is failed: %d workers in a row died with it", orphan.execution_id, orphan.crashes)
+                logger.error(
+                    "execution %r is failed: %d workers in a row died with it",
+                    orphan.execution_id,
+                    orphan.crashes,
+                )
         logger.info("took over %d tasks of %d dead workers", len(orphans), len(dead))
         executions.notify_work(connection, self._names)
         return len(orphans)

@@ -37,7 +37,7 @@ _LONGEST_PAUSE_SECONDS: Final = 2.0
 class Poller:
     """Claims, as long as there is something to claim; then waits for news, a timer, or the next poll."""
 
-    def __init__(  # noqa: PLR0913 - what it works with
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
         self,
         engine: AsyncEngine,
         names: TableNames,

@@ -25,7 +25,12 @@ class TaskRecorder:
     """The `Recorder` of the turn that holds a task."""
 
     def __init__(
-        self, task: ClaimedTask, writer: Writer, clock: DatabaseClock, threads: Threads, transactions: Transactions
+        self,
+        task: ClaimedTask,
+        writer: Writer,
+        clock: DatabaseClock,
+        threads: Threads,
+        transactions: Transactions,
     ) -> None:
         self._task = task
         self._writer = writer

@@ -24,7 +24,8 @@ from zart_sqla.worker.transactions import Transactions
 from zart_sqla.worker.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
+    from datetime import datetime
     from types import TracebackType
     from uuid import UUID
 
@@ -160,7 +161,7 @@ class _House:
             self._writer,
             make_recorder,
             slots=config.max_concurrent_tasks,
-            on_suspended=lambda due_at: self._poller.expect(due_at),
+            on_suspended=self._expect,
         )
         self._poller = Poller(engine, names, identity, registry, config, clock, self._dispatcher)
         news = News(
@@ -224,12 +225,15 @@ class _House:
             self._scheduler.wake_ups.send()
             await self._scheduler.wake_ups.flush()
 
+    def _expect(self, due_at: datetime | None) -> None:
+        self._poller.expect(due_at)
+
     def _stop_cancelled(self, run_id: str) -> None:
         self._dispatcher.stop_run(run_id, StopReason.CANCELLED)
 
 
 @contextlib.contextmanager
-def _signals_stop(worker: Worker) -> Iterator[None]:
+def _signals_stop(worker: Worker) -> Generator[None]:
     """Have SIGTERM and SIGINT stop the worker, where nobody else has a handler for them."""
     loop = asyncio.get_running_loop()
     stops: set[asyncio.Task[None]] = set()

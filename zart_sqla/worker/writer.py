@@ -198,7 +198,7 @@ class Writer:
             _resolve(pending, written)
 
     async def _written(self, batch: Sequence[_Pending]) -> _Written:
-        """Return what the batch came to, once it is committed; nothing, if that could not be done while the lease lasts."""
+        """Return what the batch came to, once it is committed; nothing, if the lease ended before it could be."""
         writes = _Batch.of([pending.write for pending in batch])
         give_up_at = time.monotonic() + self._lease_seconds
         pause = _FIRST_PAUSE_SECONDS

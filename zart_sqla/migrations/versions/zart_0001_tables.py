@@ -166,9 +166,7 @@ def _one_of(column: str, values: tuple[str, ...], name: str) -> sa.CheckConstrai
     return sa.CheckConstraint(f"{column} IN ({', '.join(map(repr, values))})", name=name)
 
 
-def _create_partial_index(
-    op: Operations, names: TableNames, table: str, column: str, *, name: str, where: str
-) -> None:
+def _create_partial_index(op: Operations, names: TableNames, table: str, column: str, *, name: str, where: str) -> None:
     op.create_index(
         f"{names.table(table)}_{name}_idx",
         names.table(table),

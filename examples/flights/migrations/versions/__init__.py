@@ -1,0 +1,1 @@
+"""The app's revisions. Those of zart_sqla stay in its package."""

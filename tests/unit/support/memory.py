@@ -1,0 +1,214 @@
+"""A run in memory: its turns are made one after another, as workers make them, without a database."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from zart_sqla import Durable
+from zart_sqla.errors import InvalidDataError
+from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep, RunHistory
+from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.handlers import Handler
+from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
+from zart_sqla.runtime.ports import StepTransaction
+from zart_sqla.runtime.turn import StopReason, Turn
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+LONG = "1h"
+"""A wait for which the turn ends."""
+SHORT = "1ms"
+"""A wait for which the turn stays in the process."""
+
+
+class MemoryTransaction:
+    """The transaction of one attempt of a step, which knows what became of it."""
+
+    def __init__(self, recorder: "MemoryRecorder") -> None:
+        self._recorder = recorder
+        self._session = AsyncSession()
+        self.ending: str | None = None
+
+    @property
+    def session(self) -> AsyncSession:
+        """A session that is connected to nothing."""
+        return self._session
+
+    async def commit(self, step: RecordedStep) -> RecordedStep:
+        """Record the checkpoint."""
+        recorded = await self._recorder.record(step)
+        self.ending = "committed"
+        return recorded
+
+    async def rollback(self) -> None:
+        """Record that it was rolled back."""
+        self.ending = "rolled back"
+
+    def signal_for(self, error: BaseException) -> TurnSignal | None:
+        """Take a lost connection for the database's error."""
+        if isinstance(error, ConnectionResetError):
+            return TurnSignal(Suspended(due_at=self._recorder.time))
+        return None
+
+
+class MemoryRecorder:
+    """A `Recorder` in memory, with a clock that stands still until a test moves it.
+
+    Attributes:
+        time: what its clock shows.
+        steps: the checkpoints.
+        attempts: the failed attempts.
+        transactions: those that steps have asked for.
+        writes_left: after how many more writes the task is not the worker's any more; None: it stays so.
+        refused: names of steps whose checkpoints PostgreSQL refuses.
+    """
+
+    def __init__(self) -> None:
+        self.time = START
+        self.steps: dict[str, RecordedStep] = {}
+        self.attempts: list[FailedAttempt] = []
+        self.transactions: list[MemoryTransaction] = []
+        self.writes_left: int | None = None
+        self.refused: set[str] = set()
+
+    @property
+    def short_wait(self) -> timedelta:
+        """Half a second, as in a worker."""
+        return timedelta(seconds=0.5)
+
+    def now(self) -> datetime:
+        """Return what the clock shows."""
+        return self.time
+
+    async def record(self, step: RecordedStep) -> RecordedStep:
+        """Keep a checkpoint, unless there is one of that name."""
+        self._write()
+        if step.name in self.refused:
+            raise InvalidDataError(f"the checkpoint of step {step.name!r}", ["refused"])
+        return self.steps.setdefault(step.name, step)
+
+    async def record_attempt(self, failed: FailedAttempt) -> None:
+        """Keep a failed attempt."""
+        self._write()
+        self.attempts.append(failed)
+
+    async def begin(self) -> StepTransaction:
+        """Begin a transaction."""
+        self._write()
+        transaction = MemoryTransaction(self)
+        self.transactions.append(transaction)
+        return transaction
+
+    async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:
+        """Call a function in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
+    def _write(self) -> None:
+        if self.writes_left is None:
+            return
+        if self.writes_left == 0:
+            raise TurnSignal(LeaseLost())
+        self.writes_left -= 1
+
+
+class MemoryRun:
+    """One run of a workflow.
+
+    Attributes:
+        recorder: what it has recorded.
+        task: its task.
+    """
+
+    def __init__(self, workflow: Durable[Any, Any] | Handler[Any, Any], data: object = None) -> None:
+        self.handler = workflow.handler if isinstance(workflow, Durable) else workflow
+        self.recorder = MemoryRecorder()
+        payload, _ = self.handler.data_codec.pack(data, subject="the input")
+        self.task = ClaimedTask(
+            task_id=uuid4(),
+            run_id=uuid4(),
+            execution_id="order-1",
+            task_name=self.handler.name,
+            attempt=0,
+            retries=0,
+            payload=payload,
+            started_at=START,
+            claimed_at=START,
+        )
+
+    @property
+    def steps(self) -> list[str]:
+        """The names of the checkpoints, in the order of recording."""
+        return list(self.recorder.steps)
+
+    @property
+    def history(self) -> RunHistory:
+        """What a worker would read before the next turn."""
+        done = self.recorder.steps
+        failed = [one for one in self.recorder.attempts if one.step and one.step not in done]
+        attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
+        return RunHistory(steps=list(done.values()), attempts=attempts)
+
+    def claim(self, workflow: Durable[Any, Any] | None = None) -> Turn:
+        """Return the next turn, of the same workflow or of a later version of its code."""
+        self.task = replace(self.task, attempt=self.task.attempt + 1, claimed_at=self.recorder.time)
+        handler = self.handler if workflow is None else workflow.handler
+        return Turn(self.task, handler, self.history, self.recorder)
+
+    async def turn(self, workflow: Durable[Any, Any] | None = None) -> Outcome:
+        """Make one turn, and write what it ends in."""
+        outcome = await asyncio.create_task(self.claim(workflow).run())
+        if isinstance(outcome, Suspended):
+            self._put_down(outcome)
+        return outcome
+
+    async def finish(self, workflow: Durable[Any, Any] | None = None) -> Outcome:
+        """Make turns until the run ends, each of them when it is due."""
+        for _ in range(50):
+            outcome = await self.turn(workflow)
+            if not isinstance(outcome, Suspended):
+                return outcome
+            self.recorder.time = max(self.recorder.time, outcome.due_at or self.recorder.time)
+        message = "the run gets nowhere"
+        raise AssertionError(message)
+
+    async def replay(self) -> Outcome:
+        """Make one more turn, in which nothing is left to be recorded."""
+        known = (dict(self.recorder.steps), list(self.recorder.attempts))
+        outcome = await self.turn()
+        assert known == (self.recorder.steps, self.recorder.attempts)
+        return outcome
+
+    async def result(self) -> Any:
+        """Return the output of the run, which its replay must give too."""
+        outcome = await self.finish()
+        assert isinstance(outcome, Completed), outcome
+        assert await self.replay() == outcome
+        return json.loads(outcome.result)
+
+    async def failure(self) -> Failed:
+        """Return how the run fails, as its replay must too."""
+        outcome = await self.finish()
+        assert isinstance(outcome, Failed), outcome
+        assert await self.replay() == outcome
+        return outcome
+
+    async def stopped(self, reason: StopReason, started: asyncio.Event) -> Outcome:
+        """Return how a turn ends that is stopped when the event is set."""
+        turn = self.claim()
+        running = asyncio.create_task(turn.run())
+        await asyncio.wait({running, waiting := asyncio.ensure_future(started.wait())}, return_when="FIRST_COMPLETED")
+        assert waiting.done(), "the turn ended before it could be stopped"
+        turn.stop(reason)
+        return await running
+
+    def _put_down(self, outcome: Suspended) -> None:
+        if outcome.step is not None:
+            self.recorder.steps.setdefault(outcome.step.name, outcome.step)
+        if outcome.failed is not None:
+            self.recorder.attempts.append(outcome.failed)
+            self.task = replace(self.task, retries=outcome.failed.attempt)

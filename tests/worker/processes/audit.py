@@ -1,0 +1,102 @@
+"""An independent checker: triggers keep a record of what is written, queries tell what must never be."""
+
+from collections.abc import Mapping
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import dict_row
+
+INSTALL: LiteralString = """
+CREATE TABLE deposits (execution_id text NOT NULL, step text NOT NULL);
+CREATE TABLE audit (
+    id bigint GENERATED ALWAYS AS IDENTITY, kind text, run_id uuid, detail text,
+    token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
+);
+
+CREATE FUNCTION audit_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO audit (kind, run_id, detail) VALUES ('outcome', OLD.run_id, format('%s to %s', OLD.outcome, NEW.outcome));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit AFTER UPDATE OR DELETE ON zart_execution_runs FOR EACH ROW EXECUTE FUNCTION audit_outcome();
+
+CREATE FUNCTION audit_checkpoint() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO audit (kind, run_id, detail, token, is_fenced)
+    SELECT 'checkpoint', NEW.run_id, NEW.name, t.attempt,
+           EXISTS (SELECT FROM zart_workers w WHERE w.worker_id = t.worker_id)
+    FROM (SELECT NEW.run_id) AS new LEFT JOIN zart_tasks t ON t.task_id = new.run_id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit AFTER INSERT ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
+
+CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO audit (kind, run_id, detail) VALUES ('change', OLD.run_id, format('%s of %s', TG_OP, OLD.name));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit_change AFTER UPDATE OR DELETE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_change();
+"""
+
+FORBIDDEN: Mapping[str, LiteralString] = {
+    "a run that has not ended has no task": """
+        SELECT execution_id FROM zart_execution_runs r
+        WHERE outcome IS NULL AND NOT EXISTS (SELECT FROM zart_tasks t WHERE t.run_id = r.run_id)
+    """,
+    "a run that has ended still has a task": """
+        SELECT execution_id FROM zart_execution_runs JOIN zart_tasks USING (run_id) WHERE outcome IS NOT NULL
+    """,
+    "a task is held by a worker that is not there": """
+        SELECT task_id, worker_id FROM zart_tasks
+        WHERE worker_id IS NOT NULL AND worker_id NOT IN (SELECT worker_id FROM zart_workers)
+    """,
+    "a run ended twice, or changed otherwise": """
+        SELECT run_id, array_agg(detail) FROM audit WHERE kind = 'outcome' GROUP BY run_id HAVING count(*) > 1
+    """,
+    "a recorded step changed": "SELECT run_id, detail FROM audit WHERE kind = 'change'",
+    "a step was recorded by somebody who did not hold the run": """
+        SELECT run_id, detail, writer FROM audit WHERE kind = 'checkpoint' AND is_fenced IS NOT TRUE
+    """,
+    "two workers wrote with one token": """
+        SELECT run_id, token, array_agg(DISTINCT writer) FROM audit
+        WHERE kind = 'checkpoint' GROUP BY run_id, token HAVING count(DISTINCT writer) > 1
+    """,
+    "an older turn wrote after a newer one": """
+        SELECT run_id, id FROM (
+            SELECT run_id, id, token, max(token) OVER (PARTITION BY run_id ORDER BY id) AS newest
+            FROM audit WHERE kind = 'checkpoint') AS written
+        WHERE token < newest
+    """,
+    "a step's own writes and its checkpoint are not both there, once each": """
+        WITH written AS (SELECT execution_id, step FROM deposits),
+             recorded AS (
+                 SELECT execution_id, name FROM zart_steps JOIN zart_execution_runs USING (run_id)
+                 WHERE name LIKE 'deposit%')
+        (TABLE written EXCEPT ALL TABLE recorded) UNION ALL (TABLE recorded EXCEPT ALL TABLE written)
+    """,
+}
+
+
+class Database:
+    """The database as the test sees it, over a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def execute(self, statement: LiteralString, *parameters: object) -> list[dict[str, Any]]:
+        """Return the rows of a statement, if it has any."""
+        if self._connection.closed:  # the server was restarted
+            self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row)
+        cursor = self._connection.execute(statement, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, statement: LiteralString, *parameters: object) -> Any:
+        """Return the one value of a statement."""
+        (row,) = self.execute(statement, *parameters)
+        (value,) = row.values()
+        return value

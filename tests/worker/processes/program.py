@@ -1,0 +1,36 @@
+"""The program of a worker under test: `DATABASE_URL` and the variables that `Crew.spawn` sets tell it what to do."""
+
+import asyncio
+import json
+import logging
+import os
+
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.worker.processes import workflows
+from zart_sqla import PostgresScheduler, Worker, WorkerConfig
+
+CONFIG = "ZART_TEST_WORKER_CONFIG"
+WORKFLOWS = "ZART_TEST_WORKER_WORKFLOWS"
+
+
+async def main() -> None:
+    """Work until stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.captureWarnings(capture=True)
+    engine = create_async_engine(
+        make_url(os.environ["DATABASE_URL"]).set(drivername="postgresql+asyncpg"),
+        pool_size=5,
+        # The server then tells which connections are this worker's.
+        connect_args={"server_settings": {"application_name": os.environ[workflows.NAME]}},
+    )
+    registry = workflows.registry(json.loads(os.environ[WORKFLOWS]))
+    config = WorkerConfig(**json.loads(os.environ[CONFIG]))
+    async with PostgresScheduler(engine) as scheduler:
+        await Worker(scheduler, registry, config).run()
+    await engine.dispose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,200 @@
+"""What the workers under test run: a workflow that does what its input says, line by line, and notes it in the ledger.
+
+A line is `command label [argument]`; most are steps, named by their label. Gates, files that the test makes, let the
+steps that wait for them go on.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from sqlalchemy import text
+
+from tests.worker.processes.ledger import Ledger
+from zart_sqla import TaskRegistry, context, durable, sleep, step, sync, trx
+
+FOLDER = "ZART_TEST_STAGE"
+NAME = "ZART_TEST_WORKER_NAME"
+
+
+def _note(label: str, event: str) -> None:
+    ledger = Ledger(Path(os.environ[FOLDER]) / "ledger")
+    ledger.write(context().execution_id, label, event, worker=os.environ[NAME])
+
+
+def _is_open(gate: str) -> bool:
+    return (Path(os.environ[FOLDER]) / f"{gate}.gate").exists()
+
+
+async def _pass(gate: str) -> None:
+    while not _is_open(gate):
+        await asyncio.sleep(0.02)
+
+
+def _pass_in_thread(gate: str) -> None:
+    while not _is_open(gate):
+        time.sleep(0.02)
+
+
+@step("{label}")
+async def note(label: str) -> int:
+    """Note that it ran. The result is the number of the attempt."""
+    _note(label, "began")
+    _note(label, "ended")
+    return context().attempt
+
+
+@step("{label}")
+async def hold(label: str, gate: str) -> int:
+    """Wait for the gate."""
+    _note(label, "began")
+    await _pass(gate)
+    _note(label, "ended")
+    return context().attempt
+
+
+@step("{label}")
+def hold_thread(label: str, gate: str) -> int:
+    """Wait for the gate in a thread."""
+    _note(label, "began")
+    _pass_in_thread(gate)
+    _note(label, "ended")
+    return context().attempt
+
+
+@step("{label}")
+async def defy(label: str, gate: str) -> int:
+    """Wait for the gate, whoever cancels it."""
+    _note(label, "began")
+    while not _is_open(gate):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.02)
+    _note(label, "ended")
+    return context().attempt
+
+
+@step("{label}")
+async def block(label: str, seconds: str) -> int:
+    """Block the event loop."""
+    _note(label, "began")
+    time.sleep(float(seconds))  # noqa: ASYNC251  that is the point
+    _note(label, "ended")
+    return context().attempt
+
+
+@step("{label}")
+def block_thread(label: str, seconds: str) -> int:
+    """Block a thread."""
+    _note(label, "began")
+    time.sleep(float(seconds))
+    _note(label, "ended")
+    return context().attempt
+
+
+@step("{label}")
+async def deposit(label: str, gate: str = "") -> int:
+    """Insert a row into the app's table in the step's own transaction; then wait for the gate, if one is named."""
+    _note(label, "began")
+    session = await trx()
+    row = {"execution_id": context().execution_id, "step": label}
+    await session.execute(text("INSERT INTO deposits (execution_id, step) VALUES (:execution_id, :step)"), row)
+    _note(label, "inserted")
+    if gate:
+        await _pass(gate)
+    return context().attempt
+
+
+@step("{label}")
+async def die(label: str) -> int:
+    """Take the worker down, as a fault in C code or the out-of-memory killer would."""
+    _note(label, "began")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return context().attempt
+
+
+@step("{label}")
+async def leave(label: str) -> int:
+    """Take the worker down, by ending the process."""
+    _note(label, "began")
+    os._exit(3)
+
+
+@step("{label}")
+async def die_once(label: str) -> int:
+    """Take the first worker down that runs it."""
+    _note(label, "began")
+    ledger = Ledger(Path(os.environ[FOLDER]) / "ledger")
+    if len(ledger.began(label, context().execution_id)) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return context().attempt
+
+
+def compute(label: str, seconds: str) -> None:
+    """Compute in the body itself."""
+    _note(label, "began")
+    until = time.monotonic() + float(seconds)
+    while time.monotonic() < until:
+        sum(range(1000))
+    _note(label, "ended")
+
+
+async def _perform(command: str, label: str, argument: str) -> None:
+    """Do what one line of the input says."""
+    match command:
+        case "compute":
+            compute(label, argument)
+        case "nap":
+            await sleep(label, argument)
+        case "wait":  # in the body, between two steps
+            _note(label, "began")
+            await _pass(argument)
+        case "hold_thread":
+            await hold_thread.call(label, argument)
+        case "block_thread":
+            await block_thread.call(label, argument)
+        case _:
+            known = {"note": note, "deposit": deposit, "die": die, "leave": leave, "die_once": die_once}
+            waiting = {"hold": hold, "defy": defy, "block": block, "deposit": deposit}
+            await (waiting[command](label, argument) if argument else known[command](label))
+
+
+@durable
+async def script(lines: list[str]) -> int:
+    """Do what the lines say. The result is how many they were."""
+    for line in lines:
+        await _perform(*(*line.split(), "")[:3])
+    return len(lines)
+
+
+@durable
+def script_thread(lines: list[str]) -> int:
+    """Do the same in a thread, with the commands that are plain functions."""
+    for line in lines:
+        command, label, argument = (*line.split(), "")[:3]
+        match command:
+            case "compute":
+                compute(label, argument)
+            case "nap":
+                sync.sleep(label, argument)
+            case "wait":
+                _note(label, "began")
+                _pass_in_thread(argument)
+            case "hold_thread":
+                hold_thread(label, argument)
+            case _:
+                block_thread(label, argument)
+    return len(lines)
+
+
+ALL = {"script": script, "script_thread": script_thread}
+
+
+def registry(names: list[str]) -> TaskRegistry:
+    """Return a registry with some of the workflows, or with all."""
+    made = TaskRegistry()
+    for name in names or ALL:
+        made.register(ALL[name])
+    return made

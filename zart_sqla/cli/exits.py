@@ -1,0 +1,128 @@
+"""How a command ends: its exit code, and what it says on the standard error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from zart_sqla.errors import (
+    ConfigError,
+    ExecutionAlreadyExists,
+    ExecutionFailed,
+    ExecutionFinished,
+    ExecutionNotFound,
+    InvalidDataError,
+    InvalidIdentifierError,
+    InvalidNameError,
+    WaitTimedOut,
+    ZartError,
+)
+from zart_sqla.store.failures import sqlstate_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+TIMED_OUT: Final = 4
+SIGNALLED: Final = 128
+"""To this the number of the signal is added."""
+
+EXPECTED: Final = (ZartError, SQLAlchemyError, OSError)
+"""The errors that end a command without a traceback."""
+
+_CODES: Final[dict[type[Exception], int]] = {
+    ConfigError: USAGE,
+    InvalidDataError: USAGE,
+    InvalidIdentifierError: USAGE,
+    InvalidNameError: USAGE,
+    ExecutionNotFound: NOT_FOUND,
+    WaitTimedOut: TIMED_OUT,
+}
+_CANNOT_CONNECT: Final = frozenset({"3D000", "57P03", "53300"})  # no such database, starting up, too many clients
+_CANNOT_CONNECT_CLASSES: Final = frozenset({"08", "28"})  # connection exceptions, failed authentication
+
+
+class CommandError(ZartError):
+    """A command cannot do what it was asked to.
+
+    Attributes:
+        problem: what is in the way.
+        advice: what to do next, None if the problem says it.
+        code: the exit code.
+    """
+
+    def __init__(self, problem: str, advice: str | None = None, *, code: int = FAILED) -> None:
+        self.problem = problem
+        self.advice = advice
+        self.code = code
+        super().__init__(problem)
+
+
+class DatabaseUnreachable(CommandError):
+    """No connection to the database can be had."""
+
+    def __init__(self, reason: str, *, database: str | None = None) -> None:
+        where = f" {database}" if database else ""
+        super().__init__(
+            f"cannot connect to the database{where}: {reason}",
+            "see whether the server runs, and whether --url or DATABASE_URL names the right one",
+        )
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code for an expected error."""
+    if isinstance(error, CommandError):
+        return error.code
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
+
+
+def lines_of(error: BaseException) -> Iterator[str]:
+    """Give the lines that tell of an expected error: what is wrong, and what to do next."""
+    yield f"error: {problem_of(error)}"
+    advice = advice_for(error)
+    if advice:
+        yield f"next:  {advice}"
+
+
+def problem_of(error: BaseException) -> str:
+    """Return what is wrong, without the remarks that a library adds."""
+    if isinstance(error, ZartError):
+        return str(error)
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        text = str(error.orig).partition(": ")[2] if "<class" in str(error.orig) else str(error.orig)
+        return f"the database says: {text.splitlines()[0] if text else type(error.orig).__name__}"
+    return str(error) or type(error).__name__
+
+
+def advice_for(error: BaseException) -> str | None:
+    """Return what to do next, None if the error itself says it."""
+    match error:
+        case CommandError():
+            return error.advice
+        case ExecutionNotFound():
+            return "'zart list' shows the executions there are; --prefix and --schema choose the tables"
+        case ExecutionAlreadyExists():
+            return f"look at it with 'zart status {error.execution_id}', or start with --on-conflict return"
+        case ExecutionFailed():
+            return (
+                f"'zart status {error.execution_id}' shows its steps; "
+                f"'zart resume {error.execution_id}' lets it go on from its last checkpoint"
+            )
+        case ExecutionFinished():
+            return f"look at it with 'zart status {error.execution_id}'"
+        case WaitTimedOut():
+            return f"wait again with 'zart wait {error.execution_id}'"
+        case _:
+            return None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether the error says that there is no connection to be had."""
+    if isinstance(error, OSError | TimeoutError):
+        return True
+    state = sqlstate_of(error)
+    return state is not None and (state in _CANNOT_CONNECT or state[:2] in _CANNOT_CONNECT_CLASSES)
