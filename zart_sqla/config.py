@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DATABASE_URL_VARIABLE: Final = "DATABASE_URL"
 
+_SHORTEST_PATIENCE_SECONDS: Final = 5.0
 _LONGEST_HEARTBEAT = timedelta(seconds=1.25)  # with the poll of an idle worker, one statement a second
 
 
@@ -128,6 +129,11 @@ class WorkerConfig:
     def lease_seconds(self) -> float:
         """The `lease_timeout` in seconds."""
         return _seconds(self.lease_timeout)
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long the database may take for an answer before the connection counts as broken."""
+        return max(self.lease_seconds / 3, _SHORTEST_PATIENCE_SECONDS)
 
     @property
     def heartbeat_seconds(self) -> float:

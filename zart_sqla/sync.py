@@ -56,7 +56,7 @@ def _await(call: str, coroutine: Coroutine[Any, Any, T]) -> T:
     turn = body_turn()
     if turn is None:  # a unit test, or a step: the call itself knows whether it can work there
         return asyncio.run(coroutine)
-    if turn.handler.is_async:
+    if turn.is_async:
         coroutine.close()
         raise NotInWorkflowError(f"sync.{call}", f"is for 'def' workflows: here write 'await {call}'")
     return turn.bridge(coroutine)

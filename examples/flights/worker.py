@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import Final
 
 from examples.flights.database import Session, connect
@@ -25,10 +26,9 @@ async def main() -> None:
     worker = Worker(scheduler, registry, WorkerConfig(max_concurrent_tasks=TASKS), sessionmaker=Session)
     working = asyncio.ensure_future(worker.run())
     asyncio.get_running_loop().add_reader(sys.stdin, working.cancel)  # gracefully
-    try:
-        await asyncio.wait([working])
-    finally:
-        await engine.dispose()
+    with suppress(asyncio.CancelledError):
+        await working
+    await engine.dispose()
 
 
 if __name__ == "__main__":

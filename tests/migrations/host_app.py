@@ -27,7 +27,8 @@ class HostApp:
     def create(cls, folder: Path, database_url: str, **environment: str) -> "HostApp":
         """Copy the app into a folder."""
         shutil.copytree(APP, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-        fixed = {"DATABASE_URL": database_url, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        fixed = {"DATABASE_URL": database_url, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
         return cls(folder, {"APP_WAY": "apart", **fixed, **environment})
 
     def add_orders(self, revision: str) -> None:

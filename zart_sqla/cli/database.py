@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import typer
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from zart_sqla.cli.exits import SIGNALLED, USAGE, CommandError, DatabaseUnreachable, is_unreachable, problem_of
-from zart_sqla.config import DATABASE_URL_VARIABLE, environment_variable
+from zart_sqla.client.scheduler import PostgresScheduler
+from zart_sqla.config import DATABASE_URL_VARIABLE, PoolConfig, environment_variable
+from zart_sqla.store.schema import check_schema
 from zart_sqla.table_names import TableNames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
-    from zart_sqla.client.scheduler import PostgresScheduler
-    from zart_sqla.config import PoolConfig
 
 T = TypeVar("T")
-
-_SIGINT = 2
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,6 @@ class Database:
     @property
     def shown(self) -> str:
         """The database without its password."""
-        from sqlalchemy import make_url
-        from sqlalchemy.exc import ArgumentError
-
         try:
             return make_url(self.url).render_as_string(hide_password=True)
         except (ArgumentError, ValueError):
@@ -73,9 +71,6 @@ class Database:
         Raises:
             DatabaseUnreachable: no connection can be had.
         """
-        from zart_sqla.client.scheduler import PostgresScheduler
-        from zart_sqla.config import PoolConfig
-
         config = pool or PoolConfig(max_connections=2, min_connections=0)
         try:
             scheduler = await PostgresScheduler.connect_with_pool(self.url, config, names=self.names)
@@ -94,8 +89,6 @@ class Database:
             DatabaseUnreachable: no connection can be had.
             SchemaOutdated: the tables are not there, or not those.
         """
-        from zart_sqla.store.schema import check_schema
-
         async with self.connect(pool) as scheduler:
             await scheduler.run(check_schema)
             yield scheduler
@@ -106,4 +99,4 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(main)
     except KeyboardInterrupt:
-        raise typer.Exit(SIGNALLED + _SIGINT) from None
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None

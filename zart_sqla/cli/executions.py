@@ -27,7 +27,7 @@ class OnConflict(StrEnum):
     RETURN = "return"
 
 
-def start(  # noqa: PLR0913 - options
+def start(  # noqa: PLR0913, PLR0917 - options
     name: Annotated[str, typer.Argument(metavar="NAME", help="The task, by the name it has in the registry.")],
     data: Annotated[
         str | None,
@@ -167,7 +167,7 @@ def resume(
     run(main())
 
 
-def list_(  # noqa: PLR0913 - options
+def list_(  # noqa: PLR0913, PLR0917 - options
     status: Annotated[ExecutionStatus | None, typer.Option("--status", help="Only those that stand there.")] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only those of this task.")] = None,
     search: Annotated[

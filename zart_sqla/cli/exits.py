@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -41,6 +42,13 @@ _CODES: Final[dict[type[Exception], int]] = {
     InvalidNameError: USAGE,
     ExecutionNotFound: NOT_FOUND,
     WaitTimedOut: TIMED_OUT,
+}
+_ADVICE: Final[dict[type[Exception], str]] = {
+    ExecutionAlreadyExists: "look at it with: zart status {id}; or start with --on-conflict return",
+    ExecutionFailed: "zart status {id} shows its steps; zart resume {id} lets it go on from its last checkpoint",
+    ExecutionFinished: "look at it with: zart status {id}",
+    ExecutionNotFound: "zart list shows the executions that there are; --prefix and --schema choose the tables",
+    WaitTimedOut: "wait again with: zart wait {id}",
 }
 _CANNOT_CONNECT: Final = frozenset({"3D000", "57P03", "53300"})  # no such database, starting up, too many clients
 _CANNOT_CONNECT_CLASSES: Final = frozenset({"08", "28"})  # connection exceptions, failed authentication
@@ -100,24 +108,10 @@ def problem_of(error: BaseException) -> str:
 
 def advice_for(error: BaseException) -> str | None:
     """Return what to do next, None if the error itself says it."""
-    match error:
-        case CommandError():
-            return error.advice
-        case ExecutionNotFound():
-            return "'zart list' shows the executions there are; --prefix and --schema choose the tables"
-        case ExecutionAlreadyExists():
-            return f"look at it with 'zart status {error.execution_id}', or start with --on-conflict return"
-        case ExecutionFailed():
-            return (
-                f"'zart status {error.execution_id}' shows its steps; "
-                f"'zart resume {error.execution_id}' lets it go on from its last checkpoint"
-            )
-        case ExecutionFinished():
-            return f"look at it with 'zart status {error.execution_id}'"
-        case WaitTimedOut():
-            return f"wait again with 'zart wait {error.execution_id}'"
-        case _:
-            return None
+    if isinstance(error, CommandError):
+        return error.advice
+    template = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
+    return template and template.format(id=shlex.quote(str(getattr(error, "execution_id", ""))))
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from zart_sqla.client.engines import apart, autocommit
 from zart_sqla.store import executions
-from zart_sqla.store.failures import is_transient
+from zart_sqla.store.failures import brief, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -93,7 +93,7 @@ class Ends:
                 try:
                     await self._listen_once()
                 except (DBAPIError, OSError, TimeoutError) as error:
-                    logger.warning("cannot listen for the ends of runs, polling instead: %s", error)
+                    logger.warning("cannot listen for the ends of runs, polling instead: %s", brief(error))
                 self._is_listening.set()
                 self.tell_all()
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -168,4 +168,4 @@ class WakeUps:
             except (DBAPIError, OSError, TimeoutError) as error:
                 if not is_transient(error):
                     raise
-                logger.warning("could not wake the workers, they will find the work by polling: %s", error)
+                logger.warning("could not wake the workers, they will find the work by polling: %s", brief(error))

@@ -55,6 +55,7 @@ class ExecutionRunColumns:
         created_at: when it was started.
         started_at: when a worker first took it up; known here when it has ended.
         completed_at: when it ended.
+        is_awaited: whether somebody waits to be notified of its end.
         status: where it stands: an `ExecutionStatus` as text. It can be queried.
     """
 
@@ -69,6 +70,7 @@ class ExecutionRunColumns:
     created_at: Mapped[datetime] = _moment(default_now=True)
     started_at: Mapped[datetime | None] = _moment()
     completed_at: Mapped[datetime | None] = _moment()
+    is_awaited: Mapped[bool] = mapped_column(server_default=text("false"))
 
     if TYPE_CHECKING:
         status: Mapped[str]
@@ -92,7 +94,6 @@ class TaskColumns:
         crashes: how many workers in a row died with it before it got anywhere.
         started_at: when it was first claimed.
         claimed_at: when it was last claimed.
-        is_awaited: whether somebody waits to be notified of the run's end.
     """
 
     task_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
@@ -107,7 +108,6 @@ class TaskColumns:
     crashes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     started_at: Mapped[datetime | None] = _moment()
     claimed_at: Mapped[datetime | None] = _moment()
-    is_awaited: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class StepColumns:

@@ -38,6 +38,8 @@ class ActiveStep:
 
 
 current_turn: Final[ContextVar[Turn | None]] = ContextVar("zart_sqla_turn", default=None)
+current_body: Final[ContextVar[int]] = ContextVar("zart_sqla_body", default=0)
+"""Which of the functions that its turn calls, the body or its `on_failure`, this is."""
 active_step: Final[ContextVar[ActiveStep | None]] = ContextVar("zart_sqla_step", default=None)
 
 

@@ -129,7 +129,7 @@ class SyncStep(Step[P, T]):
         turn = body_turn()
         if turn is None:
             return cast("T", self.function(*call.args, **call.kwargs))
-        if turn.handler.is_async:
+        if turn.is_async:
             raise NotInWorkflowError(
                 f"{self.__name__}(...)",
                 f"is a plain 'def' step: in an 'async def' workflow write 'await {self.__name__}.call(...)'",

@@ -6,6 +6,7 @@ The body runs from the top. Recorded steps answer from the journal; new ones run
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import inspect
 import logging
@@ -24,7 +25,7 @@ from zart_sqla.errors import (
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep, StepKind
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal
-from zart_sqla.runtime.context import ActiveStep, active_step, current_turn
+from zart_sqla.runtime.context import ActiveStep, active_step, current_body, current_turn
 from zart_sqla.runtime.failures import failure_from
 from zart_sqla.runtime.journal import Journal
 from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
@@ -46,6 +47,8 @@ logger = logging.getLogger("zart_sqla.turn")
 
 # A user's code can end in more than an Exception: sys.exit() must fail its run, not take the worker down.
 _FAULTS = (Exception, SystemExit)
+# All else is the code's own error too, unless it is the turn that is being ended, or the process.
+_NO_FAULTS = (TurnSignal, KeyboardInterrupt, GeneratorExit)
 
 
 class StopReason(Enum):
@@ -74,7 +77,8 @@ class Turn:
 
     Attributes:
         data: the run's input, None until it has been read.
-        deadline: when the execution times out, None if it does not.
+        deadline: when the execution times out, None if it does not, or has.
+        is_async: whether what runs, the body or its `on_failure`, is an `async def`.
     """
 
     def __init__(self, task: ClaimedTask, handler: Handler[Any, Any], history: RunHistory, recorder: Recorder) -> None:
@@ -84,23 +88,29 @@ class Turn:
         self.journal = Journal(history)
         self.data: Any = None
         self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
+        self.is_async = handler.is_async
         self._stopped: StopReason | None = None
+        self._divergence: NonDeterminismError | None = None
         self._signals: list[TurnSignal] = []
         self._step_errors: list[tuple[BaseException, ErrorRecord]] = []
         self._asyncio_task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._body = 0
+        self._bridged: set[concurrent.futures.Future[Any]] = set()
         self._is_over = False
 
     async def run(self) -> Outcome:
         """Run the turn to its end."""
+        if self._stopped is not None:  # before it has begun
+            return _OUTCOMES[self._stopped]
         self._loop = asyncio.get_running_loop()
         self._asyncio_task = asyncio.current_task()
         current_turn.set(self)
         try:
             outcome = await self._run_handler()
-        except (TurnSignal, asyncio.CancelledError, BaseExceptionGroup):
+        except BaseException as error:
             interrupted = self._interrupted()
-            if interrupted is None:
+            if interrupted is None or isinstance(error, KeyboardInterrupt | GeneratorExit):
                 raise
             return interrupted
         finally:
@@ -117,9 +127,10 @@ class Turn:
 
     def stop(self, reason: StopReason) -> None:
         """Interrupt the turn: what it does gets an `asyncio.CancelledError`, and nothing more is recorded."""
-        if self._stopped is None and not self._is_over and self._asyncio_task is not None:
+        if self._stopped is None and not self._is_over:
             self._stopped = reason
-            self._asyncio_task.cancel(reason.value)
+            if self._asyncio_task is not None:
+                self._asyncio_task.cancel(reason.value)
 
     def _interrupted(self) -> Outcome | None:
         if self._stopped is not None:
@@ -128,6 +139,8 @@ class Turn:
         for outcome in outcomes:
             if isinstance(outcome, LeaseLost):
                 return outcome
+        if self._divergence is not None:
+            return Failed(faults.record_of(self._divergence))
         suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
         return min(suspended, key=_due_first, default=None)
 
@@ -149,15 +162,25 @@ class Turn:
             self.journal.check_end()
         except NonDeterminismError:
             raise
-        except _FAULTS as error:
+        except BaseException as error:  # noqa: BLE001 - raised again unless it is the body's own
+            self._check_own(error)
             return await self._after_fault(error)
         return Completed(result)
+
+    def _check_own(self, error: BaseException) -> None:
+        """Raise the error again if it is the turn that is being ended, or the process."""
+        task = self._asyncio_task
+        is_ending = self._interrupted() is not None or (task is not None and task.cancelling() > 0)
+        if isinstance(error, _NO_FAULTS) or (is_ending and not isinstance(error, _FAULTS)):
+            raise error
 
     async def _in_time(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what the function returns, unless the execution's deadline comes first."""
         if self.deadline is None or self.handler.timeout is None:
             return await self._call(function, *arguments)
         remaining = (self.deadline - self.recorder.now()).total_seconds()
+        if remaining <= 0:  # a body that only replays would not give the timeout below a chance
+            raise ExecutionTimeout(self.task.task_name, self.handler.timeout)
         scope = asyncio.timeout(remaining)
         try:
             async with scope:
@@ -168,9 +191,16 @@ class Turn:
             raise ExecutionTimeout(self.task.task_name, self.handler.timeout) from None
 
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self.handler.is_async:
-            return await function(*arguments)
-        return await self.in_thread(function, *arguments, is_body=True)
+        self.is_async = inspect.iscoroutinefunction(function)
+        current_body.set(self._body)
+        try:
+            if self.is_async:
+                return await function(*arguments)
+            return await self.in_thread(function, *arguments, is_body=True)
+        finally:
+            self._body += 1  # what it has left behind, a thread or a task, calls nothing more
+            for future in tuple(self._bridged):
+                future.cancel()
 
     def _packed(self, value: object) -> tuple[Any, str]:
         text, packed = self.handler.result_codec.pack(value, subject=f"the output of {self.task.task_name!r}")
@@ -204,10 +234,12 @@ class Turn:
 
     async def _take_up_failure(self, error: ErrorRecord) -> Outcome:
         """Record that the body failed, so that no later turn runs it again, and go on with `on_failure`."""
-        numbers = self.journal.numbers()
+        if error.category == "execution_timeout":  # the body may not have got as far as it had before
+            self.journal.skip_to_end()
         place = self.journal.enter("on_failure", StepKind.FAILURE)
+        numbers = self.journal.numbers()
         marker = RecordedStep(name=place.name, kind=place.kind, position=place.position, result=numbers, error=error)
-        await self.recorder.record(marker)
+        await self.record(marker)
         self.journal.skip_to_failure(marker)
         return await self._run_on_failure(error)
 
@@ -215,15 +247,13 @@ class Turn:
         on_failure = self.handler.on_failure
         if on_failure is None:  # the code has changed since
             return Failed(error)
-        failure = failure_from(error)
+        self.deadline = None  # it was the body's
         try:
-            if inspect.iscoroutinefunction(on_failure):
-                value = await on_failure(self.data, failure)
-            else:
-                value = await self.in_thread(on_failure, self.data, failure, is_body=True)
+            value = await self._call(on_failure, self.data, failure_from(error))
             _, result = self._packed(value)
             self.journal.check_end()
-        except _FAULTS as raised:
+        except BaseException as raised:  # noqa: BLE001 - raised again unless it is the function's own
+            self._check_own(raised)
             return self._failed(raised)
         return Completed(result)
 
@@ -232,7 +262,7 @@ class Turn:
         return Failed(faults.record_of(error))
 
     def _log_fault(self, error: BaseException) -> None:
-        if self._interrupted() is None:
+        if self._stopped is None and not self._signals:
             logger.warning(
                 "execution %r of %r failed: %s",
                 self.task.execution_id,
@@ -257,20 +287,27 @@ class Turn:
             NonDeterminismError: another call is recorded at this place.
         """
         self.check_open()
-        is_ordered = not self.handler.is_async or asyncio.current_task() is self._asyncio_task
-        return self.journal.enter(name, kind, is_ordered=is_ordered)
+        is_ordered = not self.is_async or asyncio.current_task() is self._asyncio_task
+        try:
+            return self.journal.enter(name, kind, is_ordered=is_ordered)
+        except NonDeterminismError as error:
+            self._divergence = error  # the run stops here, even if the body catches it
+            raise
 
     def check_open(self) -> None:
         """Check that the turn is not ending.
 
         Raises:
             TurnSignal: it is, by a signal that the body has caught.
-            CancelledError: it is over, or was stopped.
+            NonDeterminismError: it is, by an error that the body has caught.
+            CancelledError: it was stopped, or the body that calls is over.
         """
         if self._signals:
             raise self._signals[0]
-        if self._is_over or self._stopped is not None:
-            raise asyncio.CancelledError(self._stopped.value if self._stopped else "the turn is over")
+        if self._divergence is not None:
+            raise self._divergence
+        if self._is_over or self._stopped is not None or current_body.get() != self._body:
+            raise asyncio.CancelledError(self._stopped.value if self._stopped else "the body is over")
 
     def suspend(self, due_at: datetime, *, step: RecordedStep | None = None, is_waiting: bool = True) -> TurnSignal:
         """Return the signal that ends this turn until then, to be raised."""
@@ -320,10 +357,21 @@ class Turn:
     def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return, in a thread, what the coroutine returns on the worker's loop."""
         assert self._loop is not None  # noqa: S101 - a thread of this turn runs only while the turn does
-        if self._is_over:
-            coroutine.close()
+        try:
             self.check_open()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        except BaseException:
+            coroutine.close()
+            raise
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._bridged.add(future)
+        if current_body.get() != self._body:  # it has ended between the check and here
+            future.cancel()
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:  # an Exception, which bodies catch
+            raise asyncio.CancelledError("the body is over") from None
+        finally:
+            self._bridged.discard(future)
 
 
 class _StepRun(Generic[T]):
@@ -350,11 +398,14 @@ class _StepRun(Generic[T]):
             )
             try:
                 return await self._succeed(await self._invoke(active), active)
-            except _FAULTS as error:
-                await self._after_fault(error, active)
-            except BaseException:
+            except asyncio.CancelledError:
                 await self._undo(active)
                 raise
+            except BaseException as error:
+                if _is_signal(error):
+                    await self._undo(active)
+                    raise
+                await self._after_fault(error, active)
 
     async def _invoke(self, active: ActiveStep) -> Any:
         token = active_step.set(active)
@@ -474,6 +525,13 @@ class _StepRun(Generic[T]):
             error=error,
             started_at=self._started_at,
         )
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Return whether the error ends the turn or the process: it is no error of the step in which it was raised."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_signal, error.exceptions))
+    return isinstance(error, _NO_FAULTS)
 
 
 def _due_first(outcome: Suspended) -> float:

@@ -39,7 +39,8 @@ async def sleep(name: str, duration: Duration) -> None:
         step = RecordedStep(
             name=place.name, kind=place.kind, position=place.position, started_at=started_at, wake_at=wake_at
         )
-        if pause > recorder.short_wait:
+        # Of sleeps side by side, in tasks of the body's own, the turn's end can take only one along.
+        if pause > recorder.short_wait and place.position is not None:
             raise turn.suspend(wake_at, step=step)
         wake_at = (await turn.record(step)).wake_at or wake_at
     remaining = wake_at - recorder.now()

@@ -175,15 +175,17 @@ def cancel(names: TableNames) -> Executable:
 def await_end(names: TableNames) -> Executable:
     """Ask that the end of an execution's current run be notified.
 
+    The mark is on the run, not on its task: a claim passes over a task that somebody else has locked.
     Parameters: `id`. Returns: `(run_id)` of the run if it has not ended.
     """
     t = tables_of(names)
+    run = t.execution_runs
     current = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
     return (
-        update(t.tasks)
+        update(run)
         .values(is_awaited=True)
-        .where(t.tasks.c.task_id == current.scalar_subquery())
-        .returning(t.tasks.c.run_id)
+        .where(run.c.run_id == current.scalar_subquery(), run.c.outcome.is_(None))
+        .returning(run.c.run_id)
     )
 
 

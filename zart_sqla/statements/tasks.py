@@ -13,6 +13,7 @@ from sqlalchemy import (
     all_,
     any_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -145,7 +146,7 @@ def finish(names: TableNames) -> Executable:
         delete(t.tasks)
         .where(t.tasks.c.task_id == turn.c.task_id, t.tasks.c.attempt == turn.c.attempt)
         .where(t.tasks.c.worker_id == me.c.worker_id)
-        .returning(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.started_at, t.tasks.c.is_awaited)
+        .returning(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.started_at)
         .cte("gone")
     )
     ended = (
@@ -158,13 +159,11 @@ def finish(names: TableNames) -> Executable:
             completed_at=func.now(),
         )
         .where(t.execution_runs.c.run_id == gone.c.run_id, gone.c.task_id == turn.c.task_id)
+        .returning(gone.c.task_id, t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
         .cte("ended")
     )
-    told = func.pg_notify(bindparam("channel", type_=Text), cast(gone.c.run_id, Text))
-    notified = select(gone.c.task_id, told.label("told")).where(gone.c.is_awaited).cte("notified")
-    return (
-        select(gone.c.task_id, notified.c.told).outerjoin(notified, notified.c.task_id == gone.c.task_id).add_cte(ended)
-    )
+    told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
+    return select(ended.c.task_id, told)
 
 
 @functools.cache

@@ -89,9 +89,21 @@ def register(names: TableNames) -> Executable:
 
 @functools.cache
 def unregister(names: TableNames) -> Executable:
-    """Delete a worker that has put down all its tasks. Parameters: `me`."""
+    """Delete a worker. Parameters: `me`."""
     workers = tables_of(names).workers
     return delete(workers).where(workers.c.worker_id == bindparam("me", type_=UUID))
+
+
+@functools.cache
+def release(names: TableNames) -> Executable:
+    """Free all tasks of a worker that is deleted. Parameters: `me`. Returns: `(task_id)` of each."""
+    tasks = tables_of(names).tasks
+    return (
+        update(tasks)
+        .values(worker_id=None, due_at=func.now())
+        .where(tasks.c.worker_id == bindparam("me", type_=UUID))
+        .returning(tasks.c.task_id)
+    )
 
 
 @functools.cache
@@ -217,7 +229,6 @@ def take_over(names: TableNames) -> Executable:
             t.tasks.c.task_id,
             t.tasks.c.run_id,
             t.tasks.c.started_at,
-            t.tasks.c.is_awaited,
             crashes.label("crashes"),
         )
         .where(t.tasks.c.worker_id == any_(array_of("dead", UUID)))
@@ -245,7 +256,7 @@ def take_over(names: TableNames) -> Executable:
     )
     told = case(
         (
-            is_failed & orphans.c.is_awaited,
+            is_failed & t.execution_runs.c.is_awaited,
             func.pg_notify(bindparam("channel", type_=Text), cast(orphans.c.run_id, Text)),
         ),
     )

@@ -57,3 +57,10 @@ def is_data_fault(error: BaseException) -> bool:
     """Return whether the error is about the values of a row, so that the same row would fail again."""
     state = sqlstate_of(error)
     return state is not None and state[:2] in _DATA_CLASSES
+
+
+def brief(error: BaseException) -> str:
+    """Return the error's own words in one line, without the statement that it came from and its parameters."""
+    source = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    text = str(source).strip() or type(source).__name__
+    return text.splitlines()[0]

@@ -94,9 +94,16 @@ def register(  # noqa: PLR0913 - as many as the row has columns
     )
 
 
-def unregister(connection: Connection, names: TableNames, worker_id: UUID) -> None:
-    """Delete the worker, which has put down all its tasks."""
+def unregister(connection: Connection, names: TableNames, worker_id: UUID) -> int:
+    """Delete the worker and free the tasks that it still holds, in one transaction of the caller's.
+
+    The tasks come second: only then are those seen that a claim took which was under way.
+
+    Returns:
+        How many tasks it still held.
+    """
     connection.execute(workers.unregister(names), {"me": worker_id})
+    return len(connection.execute(workers.release(names), {"me": worker_id}).all())
 
 
 def set_lock(connection: Connection, names: TableNames, worker_id: UUID, lock_key: int | None) -> None:

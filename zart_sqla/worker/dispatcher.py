@@ -15,7 +15,7 @@ from zart_sqla.store.tasks import RunToFinish, TaskToPutDown
 from zart_sqla.worker.writer import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -37,6 +37,7 @@ class Dispatcher:
         make_recorder: makes the recorder of a turn.
         slots: how many turns run at once.
         on_suspended: told when a task that was put down is due again.
+        on_unsettled: told when a turn has ended and nothing is written of that: the task may still be ours.
 
     Attributes:
         held: the tasks whose turns run, with their fencing tokens. Other threads may copy it.
@@ -51,14 +52,16 @@ class Dispatcher:
         *,
         slots: int,
         on_suspended: Callable[[datetime | None], None],
+        on_unsettled: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._writer = writer
         self._make_recorder = make_recorder
         self._slots = slots
         self._on_suspended = on_suspended
+        self._on_unsettled = on_unsettled
         self._turns: dict[UUID, Turn] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[bool]] = set()
         self._has_slot = asyncio.Event()
         self._has_slot.set()
         self.held: dict[UUID, int] = {}
@@ -100,6 +103,10 @@ class Dispatcher:
                 )
                 turn.stop(reason)
 
+    def give_up(self, lost: Mapping[UUID, int]) -> None:
+        """Interrupt the turns of tasks that were taken over, unless the task has been claimed anew since."""
+        self.stop([task for task, attempt in lost.items() if self.held.get(task) == attempt], StopReason.LEASE_LOST)
+
     def stop_run(self, run_id: str, reason: StopReason) -> None:
         """Interrupt the turns of a run."""
         self.stop([task_id for task_id, turn in self._turns.items() if str(turn.task.run_id) == run_id], reason)
@@ -128,37 +135,42 @@ class Dispatcher:
                 extra={"execution_id": turn.task.execution_id},
             )
 
-    def _forget(self, turn: Turn, ended: asyncio.Task[None]) -> None:
+    def _forget(self, turn: Turn, ended: asyncio.Task[bool]) -> None:
         self._running.discard(ended)
         task = turn.task
         if self._turns.get(task.task_id) is turn:
             del self._turns[task.task_id]
             del self.held[task.task_id]
         self._has_slot.set()
-        if not ended.cancelled() and (error := ended.exception()) is not None:
+        error = None if ended.cancelled() else ended.exception()
+        if error is not None:
             logger.error("the turn of execution %r broke off", task.execution_id, exc_info=error)
+        if ended.cancelled() or error is not None or not ended.result():
+            self._on_unsettled()
 
-    async def _run(self, turn: Turn) -> None:
+    async def _run(self, turn: Turn) -> bool:
+        """Run the turn, and return whether it is settled in the database."""
         outcome = await turn.run()
-        await self._settle(turn.task, outcome)
+        return await self._settle(turn.task, outcome)
 
-    async def _settle(self, task: ClaimedTask, outcome: Outcome) -> None:
+    async def _settle(self, task: ClaimedTask, outcome: Outcome) -> bool:
         try:
             write = _write_for(task, outcome)
             if write is not None:
                 await self._writer.write(write)
         except InvalidDataError as error:
             refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
-            await self._settle(task, Failed(refused))
+            return await self._settle(task, Failed(refused))
         except TurnSignal:
             logger.info(
                 "execution %r: what its turn came to is not written, the task was taken over or ended",
                 task.execution_id,
             )
-        else:
-            if isinstance(outcome, Suspended):
-                self.handed_back |= outcome == Suspended()
-                self._on_suspended(outcome.due_at)
+            return False
+        if isinstance(outcome, Suspended):
+            self.handed_back |= outcome == Suspended()
+            self._on_suspended(outcome.due_at)
+        return not isinstance(outcome, LeaseLost)
 
 
 def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:

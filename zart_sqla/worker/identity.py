@@ -30,4 +30,8 @@ class Identity:
     def renew(self) -> None:
         """Become another worker."""
         self.worker_id = new_id()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Choose another lock, for another session."""
         self.lock_key = secrets.randbits(63)

@@ -8,6 +8,7 @@ a body that computes, a step that blocks the loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -18,9 +19,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from zart_sqla.client.engines import apart
 from zart_sqla.store import executions, workers
+from zart_sqla.store.failures import brief
+from zart_sqla.worker.connections import answering
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from uuid import UUID
 
     from sqlalchemy import Connection
@@ -50,14 +53,14 @@ class News:
         on_work: there may be work.
         on_cancelled: the run was cancelled.
         on_ended: a run has ended that somebody waits for.
-        on_lost: the tasks are not the worker's any more.
+        on_lost: the tasks, each with its fencing token, are not the worker's any more.
         on_dead: the worker counts as dead; nothing that it holds is its own any more.
     """
 
     on_work: Callable[[], None]
     on_cancelled: Callable[[str], None]
     on_ended: Callable[[str], None]
-    on_lost: Callable[[frozenset[UUID]], None]
+    on_lost: Callable[[Mapping[UUID, int]], None]
     on_dead: Callable[[], None]
 
 
@@ -86,7 +89,9 @@ class Liveness:
         self._thread = threading.Thread(target=self._run, name="zart-liveness", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
+        self._has_started = False
         self._is_registered = False
+        self._has_left_work = False
         self._last_beat = time.monotonic()
 
     async def start(self) -> None:
@@ -98,8 +103,15 @@ class Liveness:
         self._thread.start()
         await self._registered
 
-    async def stop(self) -> None:
-        """Unregister the worker and close its connection."""
+    async def stop(self, *, has_left_work: bool) -> None:
+        """Unregister the worker, free whatever it still holds, and close its connection.
+
+        If the database is out of reach, the others will notice that the worker is gone.
+
+        Args:
+            has_left_work: whether there is work of which the others have to be told.
+        """
+        self._has_left_work = has_left_work
         loop, stopping = self._loop, self._stopping
         if loop is not None and stopping is not None and self._thread.is_alive():
             loop.call_soon_threadsafe(stopping.set)
@@ -115,37 +127,66 @@ class Liveness:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        while not self._stopping.is_set():
+        self._stopping = stopping = asyncio.Event()
+        while True:
+            began = time.monotonic()
             try:
-                await self._keep_connection()
-            except _BROKEN as error:
-                if not self._is_registered:
+                await self._keep_connection(stopping)
+            except Exception as error:
+                if not self._has_started:
                     raise
-                logger.warning("the worker's own connection is broken, making a new one: %s", error)
-                self._notice_silence()
-                await _wait(self._stopping, _RECONNECT_SECONDS)
+                if stopping.is_set():
+                    logger.warning("cannot unregister, others will take over what is left: %s", brief(error))
+                    return
+                self._note_break(error)
+                if self._last_beat < began:  # it never came up: leave the server some time
+                    await _wait(stopping, _RECONNECT_SECONDS)
+            else:
+                return
 
-    async def _keep_connection(self) -> None:
-        """Connect, take the lock, listen, and beat until the connection breaks or the worker stops."""
+    def _note_break(self, error: Exception) -> None:
+        is_usual = isinstance(error, _BROKEN)  # the driver's own errors, past SQLAlchemy, are not
+        logger.warning(
+            "the worker's own connection is broken, making a new one: %s", brief(error), exc_info=not is_usual
+        )
+        if time.monotonic() - self._last_beat > self._config.lease_seconds:
+            self._call(self._news.on_dead)
+        if not self._is_registered:  # it tried to, and nobody knows whether that was committed
+            self._identity.renew()
+
+    async def _keep_connection(self, stopping: asyncio.Event) -> None:
+        """Connect, and use the connection until it breaks or the worker stops."""
         engine = apart(self._engine)
-        stopping = self._stopping
-        assert stopping is not None  # noqa: S101 - _main has made it
         try:
             async with asyncio.timeout(self._config.lease_seconds):
                 connection = await engine.connect()
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                is_lost = await self._listen(connection)
-                await self._register(connection)
-            while not stopping.is_set():
-                await self._beat(connection)
-                await _wait_for_either(stopping, is_lost, self._config.heartbeat_seconds)
-                if is_lost.is_set():
-                    raise ConnectionResetError("the server closed it")
-            await connection.run_sync(workers.unregister, self._names, self._identity.worker_id)
+            try:
+                await self._use(connection, stopping)
+            except BaseException:
+                await _cut(connection)
+                raise
             await connection.close()
         finally:
             await engine.dispose()
+
+    async def _use(self, connection: AsyncConnection, stopping: asyncio.Event) -> None:
+        """Take a lock, listen, and beat until the connection breaks or the worker stops."""
+        config = self._config
+        async with answering(connection, config.answer_seconds):
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            is_lost = await self._listen(connection)
+            await self._register(connection)
+        while not stopping.is_set():
+            async with answering(connection, config.lease_seconds / 3):
+                beat = await self._beat(connection)
+            if beat.has_dead:
+                async with answering(connection, config.answer_seconds):
+                    await self._take_over(connection)
+            await _wait_for_either(stopping, is_lost, config.heartbeat_seconds)
+            if is_lost.is_set():
+                raise ConnectionResetError("the server closed it")
+        async with answering(connection, config.answer_seconds):
+            await self._resign(connection)
 
     async def _listen(self, connection: AsyncConnection) -> asyncio.Event:
         is_lost = asyncio.Event()
@@ -166,8 +207,9 @@ class Liveness:
         return is_lost
 
     async def _register(self, connection: AsyncConnection) -> None:
-        """Take the lock, and tell the others which it is."""
+        """Take a lock, and tell the others which it is."""
         identity = self._identity
+        identity.renew_lock()  # the server may not know yet that the last session, with the last lock, is gone
         is_locked = await connection.run_sync(workers.lock, identity.lock_key)
         lock_key = identity.lock_key if is_locked else None
         if not is_locked:
@@ -180,7 +222,7 @@ class Liveness:
             await connection.run_sync(workers.set_lock, self._names, identity.worker_id, lock_key)
         else:
             await connection.run_sync(self._insert, lock_key)
-            self._is_registered = True
+            self._is_registered = self._has_started = True
             self._call(self._succeed)
         self._call(self._news.on_work)  # what was notified while nobody listened
 
@@ -196,24 +238,23 @@ class Liveness:
             lease_seconds=self._config.lease_seconds,
         )
 
-    async def _beat(self, connection: AsyncConnection) -> None:
-        async with asyncio.timeout(self._config.lease_seconds / 3):
-            beat = await connection.run_sync(self._say_alive)
+    async def _beat(self, connection: AsyncConnection) -> Beat:
+        running = dict(self._held)
+        beat = await connection.run_sync(self._say_alive, running)
         self._clock.set(beat.now)
         self._last_beat = time.monotonic()
         if not beat.is_alive:
             await self._rise_again(connection)
         elif beat.lost:
-            self._call(self._news.on_lost, beat.lost)
-        if beat.has_dead:
-            await self._take_over(connection)
+            self._call(self._news.on_lost, {task_id: running[task_id] for task_id in beat.lost})
+        return beat
 
-    def _say_alive(self, connection: Connection) -> Beat:
+    def _say_alive(self, connection: Connection, running: Mapping[UUID, int]) -> Beat:
         return workers.beat(
             connection,
             self._names,
             self._identity.worker_id,
-            running=dict(self._held).items(),
+            running=running.items(),
             lease_seconds=self._config.lease_seconds,
             grace_seconds=self._config.heartbeat_seconds * GRACE_FACTOR,
         )
@@ -228,12 +269,9 @@ class Liveness:
 
     async def _take_over(self, connection: AsyncConnection) -> None:
         """Free the tasks of workers that died. The dead are buried first, in a statement before."""
-        await connection.execution_options(isolation_level="READ COMMITTED")
-        try:
-            async with connection.begin():
-                freed = await connection.run_sync(self._bury)
-        finally:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.commit()  # nothing, but SQLAlchemy has begun something for the heartbeat
+        async with _transaction(connection):
+            freed = await connection.run_sync(self._bury)
         if freed:
             self._call(self._news.on_work)
 
@@ -261,9 +299,15 @@ class Liveness:
         executions.notify_work(connection, self._names)
         return len(orphans)
 
-    def _notice_silence(self) -> None:
-        if time.monotonic() - self._last_beat > self._config.lease_seconds:
-            self._call(self._news.on_dead)
+    async def _resign(self, connection: AsyncConnection) -> None:
+        """Unregister the worker, and free what it still holds."""
+        async with _transaction(connection):
+            await connection.run_sync(self._sign_off)
+
+    def _sign_off(self, connection: Connection) -> None:
+        freed = workers.unregister(connection, self._names, self._identity.worker_id)
+        if freed or self._has_left_work:
+            executions.notify_work(connection, self._names)
 
     def _hear_of_work(self, payload: str) -> None:
         if payload.startswith(_CANCEL):
@@ -287,6 +331,25 @@ class Liveness:
             self._registered.set_exception(error)
         else:
             logger.critical("the liveness thread broke off: this worker will lose its tasks", exc_info=error)
+
+
+@contextlib.asynccontextmanager
+async def _transaction(connection: AsyncConnection) -> AsyncGenerator[None]:
+    """Make one transaction, on a connection on which each statement else is one of its own."""
+    await connection.rollback()  # there is nothing to roll back, but SQLAlchemy thinks that there may be
+    await connection.execution_options(isolation_level="READ COMMITTED")
+    async with connection.begin():
+        yield
+    await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+async def _cut(connection: AsyncConnection) -> None:
+    """Drop a connection without asking the server, which may not answer; its locks fall when it notices."""
+    with contextlib.suppress(SQLAlchemyError):
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        driver.terminate()
+        await connection.invalidate()
+    await connection.close()
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

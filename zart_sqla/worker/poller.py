@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from zart_sqla.client.engines import autocommit
 from zart_sqla.records import RunHistory
 from zart_sqla.store import tasks
+from zart_sqla.store.failures import brief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,11 @@ class Poller:
         else:
             self._wake_in((due_at - self._clock.now()).total_seconds())
 
+    def doubt(self) -> None:
+        """Look for tasks that the database takes for ours and that do not run here, and put them back."""
+        self._is_unsure = True
+        self.wake()
+
     def stop(self) -> None:
         """Claim no more. A claim that is under way is still dispatched."""
         self._is_stopping = True
@@ -86,7 +92,7 @@ class Poller:
                 claimed = await self._claim(limit)
                 pause = _FIRST_PAUSE_SECONDS
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                logger.warning("cannot claim, trying again in %.1f s: %s", pause, error)
+                logger.warning("cannot claim, trying again in %.1f s: %s", pause, brief(error))
                 self._is_unsure = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)

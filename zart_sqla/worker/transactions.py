@@ -14,7 +14,7 @@ from zart_sqla.errors import InvalidDataError, NotInWorkflowError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost, Suspended
 from zart_sqla.store import tasks
-from zart_sqla.store.failures import is_data_fault, is_transient
+from zart_sqla.store.failures import brief, is_data_fault, is_transient
 from zart_sqla.store.tasks import StepToRecord
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Transactions:
 
     def put_back(self, error: BaseException) -> TurnSignal:
         """Return the signal that ends the turn, to be tried again soon, since the database was in the way."""
-        logger.warning("the database was in the way of a step, which will run again: %s", error)
+        logger.warning("the database was in the way of a step, which will run again: %s", brief(error))
         pause = timedelta(seconds=random.uniform(0.05, 0.5))  # noqa: S311 - jitter is no secret
         return TurnSignal(Suspended(due_at=self.clock.now() + pause))
 
@@ -140,7 +140,7 @@ class OpenTransaction:
             if self._transaction.is_active:
                 await self._transaction.rollback()
         except (SQLAlchemyError, OSError) as error:
-            logger.warning("could not roll back a step, so its connection is dropped: %s", error)
+            logger.warning("could not roll back a step, so its connection is dropped: %s", brief(error))
             await self._connection.invalidate()
         finally:
             await self._close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from zart_sqla.config import WorkerConfig
 from zart_sqla.errors import ConfigError
 from zart_sqla.runtime.turn import StopReason
-from zart_sqla.store import schema, tasks
+from zart_sqla.store import schema
 from zart_sqla.worker.clock import DatabaseClock
 from zart_sqla.worker.dispatcher import Dispatcher
 from zart_sqla.worker.identity import Identity
@@ -83,6 +83,7 @@ class Worker:
         """Work until `stop()`, SIGTERM, SIGINT or the cancellation of this call; each of them is graceful.
 
         Signals are handled only where nobody else handles them: in the main thread, if the app has not set its own.
+        A second signal puts back what runs without letting it finish.
 
         Raises:
             SchemaOutdated: the tables are not those that this code was written for.
@@ -162,13 +163,14 @@ class _House:
             make_recorder,
             slots=config.max_concurrent_tasks,
             on_suspended=self._expect,
+            on_unsettled=self._doubt,
         )
         self._poller = Poller(engine, names, identity, registry, config, clock, self._dispatcher)
         news = News(
             on_work=self._poller.wake,
             on_cancelled=self._stop_cancelled,
             on_ended=scheduler.ends.tell,
-            on_lost=lambda lost: self._dispatcher.stop(lost, StopReason.LEASE_LOST),
+            on_lost=self._dispatcher.give_up,
             on_dead=lambda: self._dispatcher.stop_all(StopReason.LEASE_LOST),
         )
         self._liveness = Liveness(engine, names, identity, config, clock, self._dispatcher.held, news)
@@ -203,8 +205,7 @@ class _House:
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
         self._open.close()
-        await self._hand_back()
-        await self._liveness.stop()
+        await self._liveness.stop(has_left_work=self._dispatcher.handed_back)
         self._threads.close()
         logger.info("worker %s has stopped", self._identity.worker_id)
 
@@ -216,17 +217,11 @@ class _House:
         for wait in (turns, hurried):
             wait.cancel()
 
-    async def _hand_back(self) -> None:
-        """Free whatever this worker still holds, and tell the others."""
-        names, worker_id = self._scheduler.names, self._identity.worker_id
-        async with self._scheduler.engine.begin() as connection:
-            freed = await connection.run_sync(tasks.release_others, names, worker_id)
-        if freed or self._dispatcher.handed_back:
-            self._scheduler.wake_ups.send()
-            await self._scheduler.wake_ups.flush()
-
     def _expect(self, due_at: datetime | None) -> None:
         self._poller.expect(due_at)
+
+    def _doubt(self) -> None:
+        self._poller.doubt()
 
     def _stop_cancelled(self, run_id: str) -> None:
         self._dispatcher.stop_run(run_id, StopReason.CANCELLED)
@@ -239,6 +234,8 @@ def _signals_stop(worker: Worker) -> Generator[None]:
     stops: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
+        if stops:  # a second signal: somebody is in a hurry
+            worker.hurry()
         stops.add(loop.create_task(worker.stop()))
 
     taken: list[int] = []

@@ -20,7 +20,7 @@ from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
 from zart_sqla.store import tasks
-from zart_sqla.store.failures import is_data_fault
+from zart_sqla.store.failures import brief, is_data_fault
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Writer:
                 if time.monotonic() > give_up_at:
                     logger.exception("gave up writing %d checkpoints: the lease is over", len(batch))
                     return _Written()
-                logger.warning("cannot write, trying again: %s", error)
+                logger.warning("cannot write, trying again: %s", brief(error))
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter is no secret
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 

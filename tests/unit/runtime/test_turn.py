@@ -460,7 +460,9 @@ async def test_any_error_of_a_step_is_recorded(error: BaseException) -> None:
     assert (outcome.error.step, outcome.error.error_type) == ("fetch", type(error).__name__)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), MemoryError(), KeyError("x"), BaseExceptionGroup("g", [SystemExit()])])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), MemoryError(), KeyError("x"), BaseExceptionGroup("g", [SystemExit()])]
+)
 async def test_any_error_of_the_body_fails_the_run(error: BaseException) -> None:
     """Whatever the body raises fails the run, not the worker."""
 

@@ -15,7 +15,10 @@ CREATE TABLE audit (
 
 CREATE FUNCTION audit_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO audit (kind, run_id, detail) VALUES ('outcome', OLD.run_id, format('%s to %s', OLD.outcome, NEW.outcome));
+    IF OLD.outcome IS NOT NULL OR NEW.outcome IS NOT NULL THEN
+        INSERT INTO audit (kind, run_id, detail)
+        VALUES ('outcome', OLD.run_id, format('%s to %s', OLD.outcome, NEW.outcome));
+    END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit AFTER UPDATE OR DELETE ON zart_execution_runs FOR EACH ROW EXECUTE FUNCTION audit_outcome();
@@ -25,7 +28,7 @@ BEGIN
     INSERT INTO audit (kind, run_id, detail, token, is_fenced)
     SELECT 'checkpoint', NEW.run_id, NEW.name, t.attempt,
            EXISTS (SELECT FROM zart_workers w WHERE w.worker_id = t.worker_id)
-    FROM (SELECT NEW.run_id) AS new LEFT JOIN zart_tasks t ON t.task_id = new.run_id;
+    FROM (VALUES (NEW.run_id)) AS given (id) LEFT JOIN zart_tasks t ON t.task_id = given.id;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit AFTER INSERT ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();

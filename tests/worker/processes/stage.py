@@ -77,7 +77,9 @@ class Stage:
         """Open a gate: steps that wait for it, now or later, go on."""
         (self._folder / f"{gate}.gate").touch()
 
-    async def began(self, step: str, execution_id: str | None = None, *, times: int = 1, within: float = PATIENCE) -> str:
+    async def began(
+        self, step: str, execution_id: str | None = None, *, times: int = 1, within: float = PATIENCE
+    ) -> str:
         """Return, when a step has begun so many times, the name of the worker in which it began last."""
         await eventually(lambda: len(self.ledger.began(step, execution_id)) >= times, within=within)
         return self.ledger.began(step, execution_id)[times - 1].worker
@@ -88,7 +90,9 @@ class Stage:
 
     def recorded(self) -> set[tuple[str, str]]:
         """Return `(execution_id, step)` of all checkpoints."""
-        rows = self.database.execute("SELECT execution_id, name FROM zart_steps JOIN zart_execution_runs USING (run_id)")
+        rows = self.database.execute(
+            "SELECT execution_id, name FROM zart_steps JOIN zart_execution_runs USING (run_id)"
+        )
         return {(row["execution_id"], row["name"]) for row in rows}
 
     def count(self, outcome: str) -> int:

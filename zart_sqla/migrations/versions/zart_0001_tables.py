@@ -83,6 +83,7 @@ def create_execution_runs(op: Operations, names: TableNames) -> None:
         sa.Column("created_at", TIMESTAMP, server_default=NOW, nullable=False),
         sa.Column("started_at", TIMESTAMP, nullable=True),
         sa.Column("completed_at", TIMESTAMP, nullable=True),
+        sa.Column("is_awaited", sa.Boolean, server_default=FALSE, nullable=False),
         sa.PrimaryKeyConstraint("run_id", name=f"{names.execution_runs}_pkey"),
         sa.UniqueConstraint("execution_id", "run_index", name=f"{names.execution_runs}_index_key"),
         _one_of("outcome", ("completed", "failed", "cancelled"), f"{names.execution_runs}_outcome_check"),
@@ -106,7 +107,6 @@ def create_tasks(op: Operations, names: TableNames) -> None:
         sa.Column("crashes", sa.Integer, server_default=ZERO, nullable=False),
         sa.Column("started_at", TIMESTAMP, nullable=True),
         sa.Column("claimed_at", TIMESTAMP, nullable=True),
-        sa.Column("is_awaited", sa.Boolean, server_default=FALSE, nullable=False),
         sa.PrimaryKeyConstraint("task_id", name=f"{names.tasks}_pkey"),
         schema=names.schema,
     )

@@ -37,7 +37,9 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("day", sa.Date, nullable=False),
         sa.Column("flights", sa.Integer, nullable=False),
-        sa.Column("execution_id", sa.Text, sa.ForeignKey(f"{zart.executions}.execution_id"), nullable=False, index=True),
+        sa.Column(
+            "execution_id", sa.Text, sa.ForeignKey(f"{zart.executions}.execution_id"), nullable=False, index=True
+        ),
     )
     create_delays("carrier_delays")
     create_delays("airport_delays")

@@ -1,0 +1,1 @@
+"""How fast zart_sqla is, measured on a PostgreSQL that the measurement starts itself."""
