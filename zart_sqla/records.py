@@ -15,6 +15,9 @@ T = TypeVar("T")
 
 DEFAULT_QUEUE: Final = "default"
 
+SUSPECT_CRASHES: Final = 2
+"""How many workers in a row have to die with a task for it to be suspected; one may have died of anything."""
+
 
 class ExecutionStatus(StrEnum):
     """Where an execution stands."""
@@ -262,6 +265,7 @@ class ClaimedTask:
         payload: the run's input as JSON text.
         started_at: when the run was first claimed.
         claimed_at: when this claim was made.
+        crashes: how many workers in a row died with it.
     """
 
     task_id: UUID
@@ -273,3 +277,9 @@ class ClaimedTask:
     payload: str
     started_at: datetime
     claimed_at: datetime
+    crashes: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what its workers died of."""
+        return self.crashes >= SUSPECT_CRASHES

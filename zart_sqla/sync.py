@@ -54,9 +54,17 @@ def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
 
 def _await(call: str, coroutine: Coroutine[Any, Any, T]) -> T:
     turn = body_turn()
-    if turn is None:  # a unit test, or a step: the call itself knows whether it can work there
-        return asyncio.run(coroutine)
-    if turn.is_async:
+    if _is_on_a_loop() if turn is None else turn.is_async:
         coroutine.close()
         raise NotInWorkflowError(f"sync.{call}", f"is for 'def' workflows: here write 'await {call}'")
+    if turn is None:  # a unit test, or a step: the call itself knows whether it can work there
+        return asyncio.run(coroutine)
     return turn.bridge(coroutine)
+
+
+def _is_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

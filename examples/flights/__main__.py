@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 from examples.flights.driver import Plan, Report, drive, migrate
 from zart_sqla.durations import to_timedelta
@@ -16,13 +17,19 @@ from zart_sqla.embedded import embedded_server
 def main() -> int:
     """Run the command and return its exit status."""
     options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stopped like that, it cleans up as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has ignored by what it starts with "&"
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with ExitStack() as stack:
             return _run(options, stack)
     except KeyboardInterrupt:
         print("interrupted; on a database of your own the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Have SIGTERM do what Ctrl-C does, so that everything is cleaned up."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         "--kill-every", type=_seconds, default=1.0, metavar="TIME", help="kill one of them (1s); 0s: never"
     )
     parser.add_argument("--url", help="the PostgreSQL to use, instead of one that comes and goes with this command")
-    parser.add_argument("--log", type=Path, help="keep what the workers log in this file")
+    parser.add_argument(
+        "--log", type=Path, help="write what the workers log to this file, instead of one that is deleted"
+    )
     return parser
 
 
@@ -42,16 +51,16 @@ def _seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace, stack: ExitStack) -> int:
-    url: str = options.url or stack.enter_context(embedded_server())
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="flights-")))
     plan = Plan(
-        url=url,
+        url=options.url or stack.enter_context(embedded_server()),
         months=options.months,
         workers=options.workers,
         kill_every=options.kill_every,
         log=options.log or folder / "workers.log",
     )
-    migrate(url)
+    print(f"{plan.months} months, {plan.workers} workers, one of them killed every {plan.kill_every:g} s", flush=True)
+    migrate(plan.url)
     return _show(asyncio.run(drive(plan)))
 
 

@@ -1,25 +1,33 @@
 """The worker processes, one of which dies every now and then."""
 
 import asyncio
-import os
+import multiprocessing
 import random
 import signal
-import sys
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
-_COMMAND: Final = (sys.executable, "-m", "examples.flights.worker")
+from examples.flights.worker import run_worker
+
+# A new worker is forked from a process that has all modules loaded, so it works within milliseconds.
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
 _STOP_SECONDS: Final = 20.0
 
 
 class WorkerFailedError(Exception):
-    """A worker ended though nobody killed it."""
+    """A worker ended though nobody killed it.
 
-    def __init__(self, status: int) -> None:
+    Attributes:
+        status: its exit status.
+        last_words: the end of the workers' log.
+    """
+
+    def __init__(self, status: int | None, last_words: str) -> None:
         self.status = status
-        super().__init__(f"a worker ended by itself, with exit status {status}")
+        self.last_words = last_words
+        super().__init__(f"a worker ended by itself, with exit status {status}; the log ends so:\n{last_words}")
 
 
 class Crew:
@@ -29,18 +37,18 @@ class Crew:
         size: how many there are.
         kill_every: after how many seconds one of them is killed, again and again; 0 for never.
         environment: their environment variables, beside those of this process.
-        log: where they write what they have to say.
+        log: the file that they log to.
 
     Attributes:
         kills: how many have been killed.
     """
 
-    def __init__(self, size: int, *, kill_every: float, environment: Mapping[str, str], log: IO[bytes]) -> None:
+    def __init__(self, size: int, *, kill_every: float, environment: Mapping[str, str], log: Path) -> None:
         self._size = size
         self._kill_every = kill_every
-        self._environment = {**os.environ, **environment}
+        self._environment = dict(environment)
         self._log = log
-        self._living = set[asyncio.subprocess.Process]()
+        self._living = set[ForkServerProcess]()
         self.kills = 0
 
     async def run(self) -> None:
@@ -49,6 +57,7 @@ class Crew:
         Raises:
             ExceptionGroup: of the `WorkerFailedError` of a worker that nobody killed.
         """
+        _PROCESSES.set_forkserver_preload([run_worker.__module__])
         async with asyncio.TaskGroup() as group:
             for _ in range(self._size):
                 group.create_task(self._keep_one())
@@ -59,24 +68,18 @@ class Crew:
         while True:
             status = await self._run_one()
             if status != -signal.SIGKILL:
-                raise WorkerFailedError(status)
+                raise WorkerFailedError(status, self._log.read_text()[-4000:])
 
-    async def _run_one(self) -> int:
-        worker = await asyncio.create_subprocess_exec(
-            *_COMMAND,
-            cwd=ROOT,
-            env=self._environment,
-            start_new_session=True,  # Ctrl-C is for the driver, which then stops the workers
-            stdin=asyncio.subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-        )
+    async def _run_one(self) -> int | None:
+        worker = _PROCESSES.Process(target=run_worker, args=(self._environment, self._log))
+        worker.start()
         self._living.add(worker)
         try:
-            return await worker.wait()
+            await _end_of(worker)
         finally:
             self._living.discard(worker)
             await _stop(worker)
+        return worker.exitcode
 
     async def _kill(self) -> None:
         while True:
@@ -86,11 +89,20 @@ class Crew:
                 self.kills += 1
 
 
-async def _stop(worker: asyncio.subprocess.Process) -> None:
-    if worker.returncode is None:
+async def _end_of(worker: ForkServerProcess) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(worker.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(worker.sentinel)
+
+
+async def _stop(worker: ForkServerProcess) -> None:
+    if worker.is_alive():
         worker.terminate()
         try:
-            await asyncio.wait_for(worker.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(_end_of(worker), _STOP_SECONDS)
         except TimeoutError:
             worker.kill()
-            await worker.wait()
+    worker.join()

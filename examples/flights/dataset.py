@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import date
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -33,10 +34,12 @@ def read_file(months: int) -> Iterator[tuple[date, list[Row]]]:
         FileNotFoundError: the package is not installed.
     """
     with zipfile.ZipFile(_archive()) as archive, archive.open("flights.csv") as file:
-        rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
-        for day, of_day in groupby(rows, _day):
-            if day.month <= months:
-                yield day, list(of_day)
+        lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        columns = next(lines)
+        month = columns.index("month")
+        rows = (dict(zip(columns, line, strict=True)) for line in lines if int(line[month]) <= months)
+        for day, of_day in groupby(rows, itemgetter("year", "month", "day")):
+            yield date(*map(int, day)), list(of_day)
 
 
 def fill_inbox(inbox: Path, months: int) -> list[date]:
@@ -63,10 +66,6 @@ def _archive() -> Path:
     if package is None or package.origin is None:
         raise FileNotFoundError("the data is not installed, so run: pip install '.[embedded,examples]'")
     return Path(package.origin).parent / "data" / "flights.csv.zip"
-
-
-def _day(row: Row) -> date:
-    return date(int(row["year"]), int(row["month"]), int(row["day"]))
 
 
 def _parsed(row: Row) -> dict[str, str | int | None]:

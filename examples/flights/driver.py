@@ -19,13 +19,14 @@ from typing import Final
 from sqlalchemy import func, select
 
 from examples.flights.audit import Audit, audit
-from examples.flights.crew import ROOT, Crew
+from examples.flights.crew import Crew
 from examples.flights.database import Session, connect
 from examples.flights.dataset import INBOX_VARIABLE, fill_inbox
 from examples.flights.models import Flight, zart
 from examples.flights.workflow import summarise
 from zart_sqla import ExecutionHandle, PostgresScheduler
 
+ROOT: Final = Path(__file__).parents[2]
 _CONNECTIONS: Final = 10
 _PROGRESS_SECONDS: Final = 2.0
 _TAKEOVER: Final = re.compile(r"took over (\d+) task")
@@ -90,10 +91,11 @@ async def drive(plan: Plan) -> Report:
 
 
 async def _drive(plan: Plan, scheduler: PostgresScheduler) -> Report:
-    with TemporaryDirectory(prefix="flights-inbox-") as inbox, plan.log.open("wb") as log:
+    plan.log.write_text("")
+    with TemporaryDirectory(prefix="flights-inbox-") as inbox:
         days = fill_inbox(Path(inbox), plan.months)
         environment = {"DATABASE_URL": plan.url, INBOX_VARIABLE: inbox}
-        crew = Crew(plan.workers, kill_every=plan.kill_every, environment=environment, log=log)
+        crew = Crew(plan.workers, kill_every=plan.kill_every, environment=environment, log=plan.log)
         began = time.monotonic()
         executions = [(f"flights-{day}", day) for day in days]
         handles = await scheduler.start_many(summarise, executions, on_conflict="return")
@@ -123,11 +125,14 @@ async def _results(handles: Sequence[ExecutionHandle[int]], crew: Crew) -> list[
 
 async def _show_progress(crew: Crew) -> None:
     began = time.monotonic()
-    status = select(zart.Execution.status, func.count()).where(zart.Execution.task_name == summarise.name)
+    loaded = select(func.count()).select_from(Flight)
+    status = zart.Execution.status
+    days = select(status, func.count()).where(zart.Execution.task_name == summarise.name).group_by(status)
     while True:
         async with Session() as session:
-            rows = await session.scalar(select(func.count()).select_from(Flight))
-            days = {name: count for name, count in await session.execute(status.group_by(zart.Execution.status))}
-        shown = ", ".join(f"{count} {name}" for name, count in sorted(days.items()))
-        print(f"{time.monotonic() - began:6.1f} s  {rows:>7,} flights; days: {shown}; {crew.kills} kills", flush=True)
+            flights = await session.scalar(loaded)
+            shown = ", ".join(f"{count} {name}" for name, count in await session.execute(days.order_by(status)))
+        print(
+            f"{time.monotonic() - began:6.1f} s  {flights:>7,} flights; days: {shown}; {crew.kills} kills", flush=True
+        )
         await asyncio.sleep(_PROGRESS_SECONDS)

@@ -19,7 +19,7 @@ zart = zart_models(TableNames.default(), metadata=Base.metadata)
 
 
 class Flight(Base):
-    """A flight, under the names that its columns have in the file. Times are local, as 517 for 5:17; delays are minutes."""
+    """A flight, its columns named as in the file: local times such as 517 for 5:17, delays in minutes."""
 
     __tablename__ = "flights"
 

@@ -1,13 +1,12 @@
-"""A worker process: `python -m examples.flights.worker`, with DATABASE_URL and FLIGHTS_INBOX in the environment.
-
-It stops when its standard input ends. The kernel sees to that when the driver dies, however it dies.
-"""
+"""What runs in a worker process. Any number of them can run, on any number of machines."""
 
 import asyncio
 import logging
+import multiprocessing
 import os
-import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from examples.flights.database import Session, connect
@@ -15,22 +14,27 @@ from examples.flights.models import zart
 from examples.flights.workflow import registry
 from zart_sqla import PostgresScheduler, Worker, WorkerConfig
 
-TASKS: Final = 8  # days at once: two connections each would be the most, fewer make them take turns
+CONFIG: Final = WorkerConfig(
+    max_concurrent_tasks=8,  # days at once
+    max_crashes=1000,  # here a worker's death is never the fault of the days that it was at
+)
 CONNECTIONS: Final = 10
 
 
-async def main() -> None:
-    """Work until the standard input ends, or the process is told to stop."""
+def run_worker(environment: Mapping[str, str], log: Path) -> None:
+    """Work until told to stop, by SIGTERM or by the death of the process that started this one."""
+    os.setsid()  # Ctrl-C is for the driver, which then stops the workers
+    os.environ.update(environment)
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    asyncio.run(_work())
+
+
+async def _work() -> None:
     engine = connect(os.environ["DATABASE_URL"], pool_size=CONNECTIONS)
     scheduler = PostgresScheduler(engine, names=zart.names)
-    worker = Worker(scheduler, registry, WorkerConfig(max_concurrent_tasks=TASKS), sessionmaker=Session)
-    working = asyncio.ensure_future(worker.run())
-    asyncio.get_running_loop().add_reader(sys.stdin, working.cancel)  # gracefully
+    working = asyncio.ensure_future(Worker(scheduler, registry, CONFIG, sessionmaker=Session).run())
+    if (parent := multiprocessing.parent_process()) is not None:
+        asyncio.get_running_loop().add_reader(parent.sentinel, working.cancel)  # gracefully
     with suppress(asyncio.CancelledError):
         await working
     await engine.dispose()
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)6d %(levelname)-8s %(name)s: %(message)s")
-    asyncio.run(main())

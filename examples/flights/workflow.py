@@ -73,19 +73,18 @@ async def write_summary(day: date, carriers: list[Delays], airports: list[Delays
 
 
 async def _delays(day: date, key: InstrumentedAttribute[str]) -> list[Delays]:
+    never_departed = func.count() - func.count(Flight.dep_time)
     statement = (
-        select(
-            key,
-            func.count(),
-            func.count() - func.count(Flight.dep_time),  # a flight that never departed was cancelled
-            func.coalesce(func.sum(Flight.dep_delay), 0),
-            func.coalesce(func.sum(Flight.arr_delay), 0),
-        )
+        select(key, func.count(), never_departed, func.sum(Flight.dep_delay), func.sum(Flight.arr_delay))
         .where(Flight.day == day)
         .group_by(key)
     )
     async with Session() as session:
-        return [Delays(*row) for row in await session.execute(statement)]
+        rows = await session.execute(statement)
+    return [
+        Delays(code, flights, cancelled, departure_delay or 0, arrival_delay or 0)
+        for code, flights, cancelled, departure_delay, arrival_delay in rows
+    ]
 
 
 registry = TaskRegistry()

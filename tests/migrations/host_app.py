@@ -31,9 +31,9 @@ class HostApp:
         fixed = {"DATABASE_URL": database_url, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
         return cls(folder, {"APP_WAY": "apart", **fixed, **environment})
 
-    def add_orders(self, revision: str) -> None:
-        """Add one of the revisions that make a table with a foreign key to ours."""
-        shutil.copy(APP / "orders" / f"{revision}.py", self.folder / "migrations" / "versions")
+    def add_revision(self, revision: str) -> None:
+        """Add one of the revisions that have to do with us."""
+        shutil.copy(APP / "revisions" / f"{revision}.py", self.folder / "migrations" / "versions")
 
     def alembic(self, *arguments: str, fails: bool = False, **environment: str) -> str:
         """Run the app's `alembic` in a process of its own and return what it prints."""

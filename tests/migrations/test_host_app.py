@@ -36,7 +36,7 @@ def test_in_and_out(
     app = HostApp.create(tmp_path, database_url, APP_WAY=way, APP_DRIVER=driver, **variables(names))
     has_orders = way != "apart"
     if has_orders:
-        app.add_orders("own_branch")
+        app.add_revision("orders_own_branch")
     app.alembic("upgrade", "heads")
     assert NO_DIFFERENCE in app.alembic("check")
     with engine.connect() as connection:
@@ -63,7 +63,7 @@ def test_rows_of_the_app_stay(tmp_path: Path, database_url: str, engine: Engine)
 def test_dependency_in_line_goes_with_us(tmp_path: Path, database_url: str, engine: Engine) -> None:
     """A revision in the app's own line that depends on ours is taken back with it: Alembic's rule."""
     app = HostApp.create(tmp_path, database_url, APP_WAY="within")
-    app.add_orders("in_line")
+    app.add_revision("orders_in_line")
     app.alembic("upgrade", "heads")
     assert NO_DIFFERENCE in app.alembic("check")
     assert heads(engine) == {"app_0003"}
@@ -89,6 +89,39 @@ def test_autogenerate_sees_the_app(tmp_path: Path, database_url: str, engine: En
     (draft,) = versions.glob("app_0003*.py")
     upgrade_text = draft.read_text().split("def downgrade")[0]
     assert [line for line in upgrade_text.splitlines() if "op." in line] == ["    op.drop_table('zart_retired')"]
+
+
+def test_new_revisions(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    """The commands that the docs name write into the folder of the app."""
+    app = HostApp.create(tmp_path, database_url)
+    versions = tmp_path / "migrations" / "versions"
+    app.alembic("revision", "-m=ordinary", "--head=app@head", "--rev-id=app_0003")
+    assert "down_revision = 'app_0002'" in (versions / "app_0003_ordinary.py").read_text()
+    branch = ("--head=base", "--branch-label=orders", "--version-path=migrations/versions")
+    needs = ("--depends-on=app@head", "--depends-on=zart_0001")
+    app.alembic("revision", "-m=orders", "--rev-id=orders_0001", *branch, *needs)
+    written = (versions / "orders_0001_orders.py").read_text()
+    assert "down_revision = None" in written
+    assert "depends_on = ['app_0003', 'zart_0001']" in written
+    assert "Multiple heads are present" in app.alembic("revision", "-m=ambiguous", fails=True)
+    assert "Multiple head revisions are present" in app.alembic("upgrade", "head", fails=True)
+    app.alembic("upgrade", "heads")
+    app.alembic("downgrade", "orders@base")
+    app.alembic("downgrade", "app@-1")
+    assert heads(engine) == {"app_0002", "zart_0001"}
+
+
+def test_second_instance_in_a_revision_of_the_app(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    """A revision of the app's own can call `upgrade` and `downgrade` for another instance."""
+    app = HostApp.create(tmp_path, database_url, APP_WAY="several")
+    app.add_revision("second_instance")
+    app.alembic("upgrade", "heads")
+    assert NO_DIFFERENCE in app.alembic("check")
+    with engine.connect() as connection:
+        assert our_tables(NAMES) | our_tables(TableNames("two_")) <= tables(connection)
+    app.alembic("downgrade", "app@app_0002")
+    with engine.connect() as connection:
+        assert tables(connection) == APP_TABLES | our_tables(NAMES)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Each revision up and down, and what they make compared with the models."""
 
 import io
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ from zart_sqla.migrations import downgrade, find_installation, known_revisions, 
 from zart_sqla.migrations.history import _script_directory
 from zart_sqla.models import SCHEMA_REVISION, tables_of, zart_models
 from zart_sqla.table_names import TableNames
+
+has_opt_in = pytest.mark.skipif(
+    find_spec("alembic.ext") is None,
+    reason="this Alembic does not compare the names of check constraints",
+)
 
 
 def test_models_are_at_the_newest_revision() -> None:
@@ -39,7 +45,7 @@ def test_each_revision_goes_up_and_down(engine: Engine, names: TableNames) -> No
         assert tables(connection, names.schema) == set()
 
 
-@pytest.mark.parametrize("plugins", [None, "alembic.ext.*"], ids=["default", "opt-in"])
+@pytest.mark.parametrize("plugins", [None, pytest.param("alembic.ext.*", marks=has_opt_in)])
 def test_autogenerate_finds_no_difference(engine: Engine, names: TableNames, plugins: str | None) -> None:
     """Autogenerate has nothing to change; types, server defaults and comments are compared."""
     with engine.begin() as connection:

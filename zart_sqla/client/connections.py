@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -20,6 +20,7 @@ T = TypeVar("T")
 AnyConnection = AsyncSession | Session | AsyncConnection | Connection
 """What the app's transaction can be joined through."""
 
+_CALLS: Final = "zart_sqla_after_transaction"
 _EXPECTED = "an AsyncSession, Session, AsyncConnection or Connection"
 
 
@@ -58,10 +59,16 @@ def run_joined_sync(joined: AnyConnection, function: Callable[[Connection], T]) 
 def after_transaction(session: AsyncSession, call: Callable[[], None]) -> None:
     """Have the function called once, when the session's transaction has ended, whichever way."""
     listened = session.sync_session
+    if _CALLS not in listened.info:  # it stays: SQLAlchemy has no event remove its own listener
+        event.listen(listened, "after_transaction_end", _on_end)
+    calls: list[Callable[[], None]] = listened.info.setdefault(_CALLS, [])
+    if call not in calls:
+        calls.append(call)
 
-    def on_end(_session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:
-            event.remove(listened, "after_transaction_end", on_end)
+
+def _on_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        calls: list[Callable[[], None]] = session.info[_CALLS]
+        session.info[_CALLS] = []
+        for call in calls:
             call()
-
-    event.listen(listened, "after_transaction_end", on_end)

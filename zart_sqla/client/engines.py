@@ -72,6 +72,11 @@ def apart(engine: AsyncEngine) -> AsyncEngine:
     return create_async_engine(engine.url, pool=engine.sync_engine.pool.recreate())
 
 
+def read_committed(engine: AsyncEngine) -> AsyncEngine:
+    """Return the same engine, whose transactions are of the level that our statements are written for."""
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
+
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
     """Return the same engine, on which each statement is a transaction of its own: one round trip, not three."""
     return engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -120,7 +120,7 @@ class EngineBackend:
         if engine.dialect.name != "postgresql" or engine.dialect.is_async:
             actual = f"{engine.dialect.name}+{engine.dialect.driver}"
             raise ConfigError("engine", expected="a sync Engine for PostgreSQL", actual=actual)
-        self._engine = engine
+        self._engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._names = names
         self._is_owned = is_owned
 

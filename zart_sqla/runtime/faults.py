@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, cast, get_type_hints
 
 from pydantic_core import to_jsonable_python
 
-from zart_sqla.codec import codec_for, plain_json
-from zart_sqla.errors import ExecutionTimeout, RetryExhausted, StepError, StepFailed, StepTimeout
+from zart_sqla.codec import codec_for, tagged_json
+from zart_sqla.errors import (
+    ConfigError,
+    ExecutionTimeout,
+    InvalidDataError,
+    RetryExhausted,
+    StepError,
+    StepFailed,
+    StepTimeout,
+)
 from zart_sqla.records import ErrorRecord
 
 if TYPE_CHECKING:
@@ -47,7 +56,7 @@ def record_of(error: BaseException) -> ErrorRecord:
             message=error.message,
             step=error.step,
             attempts=error.attempts,
-            category=_CATEGORIES[type(error)],
+            category=_CATEGORIES.get(type(error), "step_failed"),
         )
     category = "execution_timeout" if isinstance(error, ExecutionTimeout) else "error"
     return ErrorRecord(error_type=type(error).__name__, message=message_of(error), category=category)
@@ -68,10 +77,14 @@ def step_timeout(step: str, timeout: timedelta, *, attempts: int) -> StepTimeout
 
 def business_record(step: str, error: BaseException, *, attempts: int) -> ErrorRecord:
     """Return a declared error of a step as data from which a replay can raise it again as itself."""
+    annotated = _annotations_of(type(error))
     state = {
         "type": _path_of(type(error)),
-        "args": _jsonable(error.args),
-        "attributes": {name: _jsonable(value) for name, value in _attributes_of(error).items()},
+        "args": [_tagged(argument) for argument in error.args],
+        "attributes": {
+            name: _jsonable(value) if name in annotated else _tagged(value)
+            for name, value in _attributes_of(error).items()
+        },
     }
     return ErrorRecord(
         error_type=type(error).__name__,
@@ -101,21 +114,66 @@ def error_from(record: ErrorRecord, declared: Iterable[type[BaseException]]) -> 
 
 
 def _restored(kind: type[BaseException], state: dict[str, Any]) -> BaseException:
-    error = kind.__new__(kind, *state["args"])
-    error.args = tuple(state["args"])
-    hints = get_type_hints(kind)
+    error = _made(kind, [_attribute(json.dumps(argument), None) for argument in state["args"]])
+    annotated = _annotations_of(kind)
     for name, value in state["attributes"].items():
-        codec = codec_for(hints[name]) if name in hints else plain_json
-        object.__setattr__(error, name, codec.unpack(json.dumps(value), subject=f"{kind.__name__}.{name}"))
+        object.__setattr__(error, name, _attribute(json.dumps(value), annotated.get(name)))
     return error
 
 
+def _made(kind: type[BaseException], args: list[Any]) -> BaseException:
+    """Return the error without calling what its own class does to make one: that may ask for other arguments."""
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    try:
+        error = kind.__new__(kind, *args)
+    except Exception:  # noqa: BLE001 - whatever it asked for
+        error = cast("BaseException", builtin.__new__(kind))
+    try:
+        builtin.__init__(error, *args)
+    except Exception:  # noqa: BLE001 - the same
+        BaseException.__init__(error, *args)
+    return error
+
+
+def _attribute(text: str, declared: Any) -> Any:
+    with contextlib.suppress(ConfigError, InvalidDataError):
+        if declared is not None:
+            return codec_for(declared).unpack(text, subject="an attribute")
+    with contextlib.suppress(InvalidDataError):
+        return tagged_json.unpack(text, subject="an attribute")
+    return json.loads(text)
+
+
+def _annotations_of(kind: type[BaseException]) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except Exception:  # noqa: BLE001 - an annotation may be for type checkers only
+        return {}
+
+
 def _attributes_of(error: BaseException) -> dict[str, Any]:
-    return {name: value for name, value in vars(error).items() if name != "__notes__"}
+    slots = {
+        name: getattr(error, name)
+        for base in type(error).__mro__
+        for name in getattr(base, "__slots__", ())
+        if hasattr(error, name)
+    }
+    return slots | {name: value for name, value in vars(error).items() if name != "__notes__"}
+
+
+def _tagged(value: object) -> Any:
+    try:
+        text, _ = tagged_json.pack(value, subject="an attribute")
+        return json.loads(text)
+    except Exception:  # noqa: BLE001 - what cannot be kept must not hide the error
+        return _jsonable(value)
 
 
 def _jsonable(value: object) -> Any:
-    return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="null", fallback=str)
+    try:
+        return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="null", fallback=str)
+    except Exception as failure:  # noqa: BLE001 - what cannot be kept must not hide the error
+        return f"(cannot be kept: {type(failure).__name__})"
 
 
 def _path_of(kind: type[BaseException]) -> str:

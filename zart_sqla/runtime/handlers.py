@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload, runtime_checkable
 
 from zart_sqla.codec import annotations_of, checked_name, codec_for, plain_json
 from zart_sqla.durations import to_positive_timedelta
 from zart_sqla.errors import ConfigError
-from zart_sqla.runtime.retry import Retry
+from zart_sqla.runtime.retry import checked_retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from zart_sqla.codec import Codec
     from zart_sqla.durations import Duration
     from zart_sqla.runtime.failures import Failure
+    from zart_sqla.runtime.retry import Retry
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -45,8 +47,10 @@ class Handler(Generic[D, R]):
     ) -> None:
         self.name = checked_name("task name", name)
         self.function = function
-        self.retry = retry or Retry.none()
+        self.retry = checked_retry(retry)
         self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
+        if on_failure is not None and not callable(on_failure):
+            raise ConfigError("on_failure", expected="a function of the input and the failure", actual=on_failure)
         self.on_failure = on_failure
         self.is_async = inspect.iscoroutinefunction(function)
         self._parameter = _data_parameter(function)
@@ -247,7 +251,7 @@ class TaskRegistry:
                 return _under_name(name, cast("Durable[Any, Any]", args[1]))
             case (str() as name, TaskObject() as workflow) if not isinstance(workflow, type):
                 return Handler(name, workflow.run)
-            case (str() as name, workflow) if inspect.isroutine(workflow):
+            case (str() as name, FunctionType() | MethodType() | BuiltinFunctionType() as workflow):
                 return Handler(name, workflow)
             case _:
                 raise ConfigError(
@@ -267,10 +271,14 @@ def _under_name(name: str, workflow: Durable[Any, Any]) -> Handler[Any, Any]:
 
 def _data_parameter(function: Callable[..., Any]) -> str | None:
     """Return the name of the parameter that takes the input, None if the function takes none."""
-    parameters = list(inspect.signature(function).parameters.values())
+    name = getattr(function, "__qualname__", repr(function))
+    expected = "a function of one argument, its input, or of none"
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise ConfigError("workflow", expected=expected, actual=name) from error
     required = [parameter for parameter in parameters if parameter.default is parameter.empty]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if len(required) > 1 or any(parameter.kind not in positional for parameter in required):
-        name = getattr(function, "__qualname__", repr(function))
-        raise ConfigError("workflow", expected="a function of one argument, its input, or of none", actual=name)
+        raise ConfigError("workflow", expected=expected, actual=name)
     return parameters[0].name if parameters and parameters[0].kind in positional else None

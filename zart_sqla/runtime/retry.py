@@ -118,8 +118,21 @@ class Retry:
         if not self.is_exponential:
             return self.delay
         longest = self.delay.total_seconds() * 2.0 ** min(attempt - 1, _MAX_EXPONENT)
-        bound = (self.max_delay or timedelta.max).total_seconds()
+        bound = (timedelta.max if self.max_delay is None else self.max_delay).total_seconds()
         return timedelta(seconds=random.uniform(0, min(longest, bound)))  # noqa: S311 - jitter is no secret
+
+
+def checked_retry(retry: object) -> Retry:
+    """Return the retry, or the one that makes no further attempt where there is none.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if retry is None:
+        return Retry.none()
+    if not isinstance(retry, Retry):
+        raise ConfigError("retry", expected="a Retry, such as Retry.fixed(3, '10s')", actual=retry)
+    return retry
 
 
 def error_types(setting: str, types: ErrorTypes) -> tuple[type[BaseException], ...]:

@@ -12,7 +12,7 @@ from zart_sqla.durations import to_positive_timedelta
 from zart_sqla.errors import ConfigError, NotInWorkflowError
 from zart_sqla.records import StepKind
 from zart_sqla.runtime.context import body_turn
-from zart_sqla.runtime.retry import Retry, error_types
+from zart_sqla.runtime.retry import checked_retry, error_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from zart_sqla.codec import Codec
     from zart_sqla.durations import Duration
-    from zart_sqla.runtime.retry import ErrorTypes
+    from zart_sqla.runtime.retry import ErrorTypes, Retry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Step(Generic[P, T]):
     ) -> None:
         self.function = function
         self.kind = kind
-        self.retry = retry or Retry.none()
+        self.retry = checked_retry(retry)
         self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
         self.raises = error_types("raises", raises)
         self.is_async = inspect.iscoroutinefunction(function)

@@ -125,12 +125,18 @@ class Turn:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
 
-    def stop(self, reason: StopReason) -> None:
-        """Interrupt the turn: what it does gets an `asyncio.CancelledError`, and nothing more is recorded."""
-        if self._stopped is None and not self._is_over:
-            self._stopped = reason
-            if self._asyncio_task is not None:
-                self._asyncio_task.cancel(reason.value)
+    def stop(self, reason: StopReason) -> bool:
+        """Interrupt the turn: what it does gets an `asyncio.CancelledError`, and nothing more is recorded.
+
+        Returns:
+            Whether there was something to interrupt.
+        """
+        if self._stopped is not None or self._is_over:
+            return False
+        self._stopped = reason
+        if self._asyncio_task is not None:
+            self._asyncio_task.cancel(reason.value)
+        return True
 
     def _interrupted(self) -> Outcome | None:
         if self._stopped is not None:
@@ -352,7 +358,14 @@ class Turn:
     async def in_thread(self, function: Callable[..., Any], *arguments: Any, is_body: bool) -> Any:
         """Return what a plain function returns, called in a thread that knows this turn."""
         context = copy_context()
-        return await self.recorder.in_thread(lambda: context.run(function, *arguments), is_body=is_body)
+
+        def call() -> Any:
+            try:
+                return context.run(function, *arguments)
+            except StopIteration as error:  # no future can hold it; a coroutine makes the same of it
+                raise RuntimeError("the function raised StopIteration") from error
+
+        return await self.recorder.in_thread(call, is_body=is_body)
 
     def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return, in a thread, what the coroutine returns on the worker's loop."""

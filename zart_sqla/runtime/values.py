@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import json
 import random as random_module
 import uuid as uuid_module
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from zart_sqla.codec import Codec, annotations_of, codec_for
+from zart_sqla.codec import annotations_of, codec_for, tagged_json
 from zart_sqla.records import StepKind
 from zart_sqla.runtime.context import body_turn
 from zart_sqla.runtime.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from zart_sqla.codec import Codec
 
 T = TypeVar("T")
 
@@ -96,38 +96,9 @@ class _Capture(Step[[], Any]):
         self._codec = codec
 
 
-class _TaggedCodec(Codec[Any]):
-    """Writes a value of a well-known type together with the type's name, and other values as plain JSON."""
-
-    _TAG: Final = "$type"
-    _KINDS: Final = {
-        kind.__name__: kind for kind in (datetime, date, time, timedelta, Decimal, uuid_module.UUID, bytes)
-    }
-
-    def __init__(self) -> None:
-        super().__init__(Any)
-
-    def pack(self, value: object, *, subject: str) -> tuple[str, Any]:
-        kind = type(value).__name__
-        if self._KINDS.get(kind) is not type(value):
-            return super().pack(value, subject=subject)
-        text, packed = codec_for(type(value)).pack(value, subject=subject)
-        return json.dumps({self._TAG: kind, "value": json.loads(text)}), packed
-
-    def unpack(self, text: str, *, subject: str) -> Any:
-        value: Any = super().unpack(text, subject=subject)
-        if not isinstance(value, dict) or self._TAG not in value:
-            return cast("Any", value)
-        tagged = cast("dict[str, Any]", value)
-        return codec_for(self._KINDS[tagged[self._TAG]]).unpack(json.dumps(tagged["value"]), subject=subject)
-
-
-_tagged = _TaggedCodec()
-
-
 def _codec_of(function: Callable[[], Any]) -> Codec[Any]:
     annotations = annotations_of(function) if inspect.isroutine(function) and not inspect.isbuiltin(function) else {}
-    return codec_for(annotations["return"]) if "return" in annotations else _tagged
+    return codec_for(annotations["return"]) if "return" in annotations else tagged_json
 
 
 def _resolved(

@@ -17,41 +17,65 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    or_,
     select,
     true,
     update,
 )
 
 from zart_sqla.models.mapping import tables_of
+from zart_sqla.records import SUSPECT_CRASHES
 from zart_sqla.statements.arrays import BOOLEAN, INTEGER, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
 from zart_sqla.statements.workers import alive
 
 if TYPE_CHECKING:
-    from sqlalchemy import Executable
+    from sqlalchemy import ColumnElement, Executable, FromClause
 
     from zart_sqla.table_names import TableNames
 
 
-def _served(names: TableNames, *, all_queues: bool) -> Any:
+def _served(tasks: FromClause, *, all_queues: bool) -> Any:
     """Return the condition for a task that this worker can do, were it due."""
-    tasks = tables_of(names).tasks
     served = tasks.c.worker_id.is_(None) & (tasks.c.task_name == any_(array_of("task_names", TEXT)))
     return served if all_queues else served & (tasks.c.queue == any_(array_of("queues", TEXT)))
+
+
+def _is_harmless(tasks: FromClause, *, all_queues: bool) -> ColumnElement[bool]:
+    """Return the condition for a task that can be claimed beside others.
+
+    All tasks of a dead worker have crashed, but mostly just one of them killed it. Ran the suspects side by side
+    again, it would take the same others with it each time, until all had crashed too often. So a worker takes one
+    suspect at a time. The subquery is not run unless a suspect is met.
+    """
+    suspects = tasks.alias("suspects")
+    first = (
+        select(suspects.c.task_id)
+        .where(_served(suspects, all_queues=all_queues), suspects.c.due_at <= func.now())
+        .where(suspects.c.crashes >= SUSPECT_CRASHES)
+        .order_by(suspects.c.due_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    is_first = bindparam("takes_suspect", type_=BOOLEAN) & (tasks.c.task_id == first)
+    return or_(tasks.c.crashes < SUSPECT_CRASHES, is_first)
 
 
 @functools.cache
 def claim(names: TableNames, *, all_queues: bool) -> Executable:
     """Give a worker the tasks that are due, the longest due first, with all that their turns need.
 
-    Parameters: `me`, `task_names`, `queues` unless all, `limit`. Returns: at least one row; in each the `seconds` until
-    the next task becomes due, None if there is none.
+    Parameters: `me`, `task_names`, `queues` unless all, `limit`, and `takes_suspect`, whether one of them can be a task
+    that may kill the worker. Returns: at least one row; in each the `seconds` until the next task becomes due, None if
+    there is none.
     """
     t = tables_of(names)
     me = alive(names)
     due = (
         select(t.tasks.c.task_id, me.c.worker_id)
         .join(me, true())
-        .where(_served(names, all_queues=all_queues), t.tasks.c.due_at <= func.now())
+        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at <= func.now())
+        .where(_is_harmless(t.tasks, all_queues=all_queues))
         .order_by(t.tasks.c.due_at)
         .limit(bindparam("limit", type_=INTEGER))
         .with_for_update(skip_locked=True, of=t.tasks)
@@ -75,6 +99,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             t.tasks.c.retries,
             t.tasks.c.started_at,
             t.tasks.c.claimed_at,
+            t.tasks.c.crashes,
         )
         .cte("claimed")
     )
@@ -92,6 +117,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         cast(run.c.payload, Text).label("payload"),
         claimed.c.started_at,
         claimed.c.claimed_at,
+        claimed.c.crashes,
     ).select_from(upcoming.outerjoin(with_run, true()))
 
 
@@ -100,7 +126,7 @@ def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
     t = tables_of(names)
     soonest = (
         select(t.tasks.c.due_at)
-        .where(_served(names, all_queues=all_queues), t.tasks.c.due_at > func.now())
+        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at > func.now())
         .order_by(t.tasks.c.due_at)
         .limit(1)
         .scalar_subquery()

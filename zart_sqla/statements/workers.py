@@ -82,9 +82,10 @@ def _seconds(name: str) -> ColumnElement[Any]:
 def register(names: TableNames) -> Executable:
     """Insert a worker.
 
-    Parameters: the columns `worker_id`, `hostname`, `pid` and `lock_key`, and `lease_seconds`.
+    Parameters: the columns `worker_id`, `hostname`, `pid` and `lock_key`, and `lease_seconds`. Returns: the time.
     """
-    return insert(tables_of(names).workers).values(lease_until=func.now() + _seconds("lease_seconds"))
+    workers = tables_of(names).workers
+    return insert(workers).values(lease_until=func.now() + _seconds("lease_seconds")).returning(func.now())
 
 
 @functools.cache

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zart_sqla.table_names import TableNames
 
 
-def claim(
+def claim(  # noqa: PLR0913 - a claim has so many sides
     connection: Connection,
     names: TableNames,
     worker_id: UUID,
@@ -28,6 +28,7 @@ def claim(
     task_names: Sequence[str],
     queues: Sequence[str] | None,
     limit: int,
+    takes_suspect: bool = True,
 ) -> tuple[list[ClaimedTask], float | None]:
     """Give the worker tasks that are due, the longest due first.
 
@@ -38,6 +39,7 @@ def claim(
         task_names: the tasks that it has handlers for.
         queues: the queues that it serves, None for all.
         limit: how many at most.
+        takes_suspect: whether one of them can be a task that may kill the worker.
 
     Returns:
         The tasks, and in how many seconds the next one becomes due, None if there is none.
@@ -45,6 +47,7 @@ def claim(
     parameters = {
         "me": worker_id,
         "limit": limit,
+        "takes_suspect": takes_suspect,
         "task_names": list(task_names),
         **({} if queues is None else {"queues": list(queues)}),
     }
@@ -64,6 +67,7 @@ def _claimed(row: Row[Any]) -> ClaimedTask:
         payload=row.payload,
         started_at=row.started_at,
         claimed_at=row.claimed_at,
+        crashes=row.crashes,
     )
 
 

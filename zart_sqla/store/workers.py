@@ -80,18 +80,21 @@ def register(  # noqa: PLR0913 - as many as the row has columns
     pid: int,
     lock_key: int | None,
     lease_seconds: float,
-) -> None:
-    """Insert the worker: from now on it can claim."""
-    connection.execute(
-        workers.register(names),
-        {
-            "worker_id": worker_id,
-            "hostname": hostname,
-            "pid": pid,
-            "lock_key": lock_key,
-            "lease_seconds": lease_seconds,
-        },
-    )
+) -> datetime:
+    """Insert the worker: from now on it can claim.
+
+    Returns:
+        The time, by the database's clock.
+    """
+    parameters = {
+        "worker_id": worker_id,
+        "hostname": hostname,
+        "pid": pid,
+        "lock_key": lock_key,
+        "lease_seconds": lease_seconds,
+    }
+    now: datetime = connection.execute(workers.register(names), parameters).scalar_one()
+    return now
 
 
 def unregister(connection: Connection, names: TableNames, worker_id: UUID) -> int:

@@ -10,10 +10,7 @@ class DatabaseClock:
     """Tells the database's time between two readings of it, by this machine's monotonic clock."""
 
     def __init__(self) -> None:
-        self._reading = (
-            datetime.now(UTC),
-            time.monotonic(),
-        )  # until the first heartbeat, before anything runs
+        self._reading = (datetime.now(UTC), time.monotonic())  # until the worker is registered: nothing runs before
 
     def set(self, now: datetime) -> None:
         """Take a reading: the database said just now that it is so late."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.records import ErrorRecord
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("zart_sqla.worker")
 
+_SUSPICION_SECONDS: Final = 30.0
+
 
 class Dispatcher:
     """Runs turns side by side.
@@ -36,7 +38,7 @@ class Dispatcher:
         writer: what settles the turns.
         make_recorder: makes the recorder of a turn.
         slots: how many turns run at once.
-        on_suspended: told when a task that was put down is due again.
+        on_suspended: told when there may be something to claim again, None for now.
         on_unsettled: told when a turn has ended and nothing is written of that: the task may still be ours.
 
     Attributes:
@@ -62,6 +64,8 @@ class Dispatcher:
         self._on_unsettled = on_unsettled
         self._turns: dict[UUID, Turn] = {}
         self._running: set[asyncio.Task[bool]] = set()
+        self._suspect: UUID | None = None
+        self._trusted_at = 0.0
         self._has_slot = asyncio.Event()
         self._has_slot.set()
         self.held: dict[UUID, int] = {}
@@ -71,6 +75,11 @@ class Dispatcher:
     def free_slots(self) -> int:
         """How many more turns can run."""
         return self._slots - len(self._running)
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether a turn runs that may kill this worker. It is trusted after a while."""
+        return self._suspect in self._turns and asyncio.get_running_loop().time() < self._trusted_at
 
     async def slot(self) -> int:
         """Return how many more turns can run, when that is at least one."""
@@ -84,6 +93,9 @@ class Dispatcher:
         turn = Turn(task, handler, history, self._make_recorder(task))
         self._turns[task.task_id] = turn
         self.held[task.task_id] = task.attempt
+        if task.is_suspect:
+            self._suspect = task.task_id
+            self._trusted_at = asyncio.get_running_loop().time() + _SUSPICION_SECONDS
         running = asyncio.create_task(self._run(turn), name=f"zart_sqla: {task.execution_id}")
         self._running.add(running)
         running.add_done_callback(lambda ended: self._forget(turn, ended))
@@ -94,14 +106,13 @@ class Dispatcher:
         """Interrupt the turns of these tasks, where they still run."""
         for task_id in task_ids:
             turn = self._turns.get(task_id)
-            if turn is not None:
+            if turn is not None and turn.stop(reason):
                 logger.info(
                     "execution %r is interrupted: %s",
                     turn.task.execution_id,
                     reason.value,
                     extra={"execution_id": turn.task.execution_id},
                 )
-                turn.stop(reason)
 
     def give_up(self, lost: Mapping[UUID, int]) -> None:
         """Interrupt the turns of tasks that were taken over, unless the task has been claimed anew since."""
@@ -142,6 +153,8 @@ class Dispatcher:
             del self._turns[task.task_id]
             del self.held[task.task_id]
         self._has_slot.set()
+        if task.task_id == self._suspect:
+            self._on_suspended(None)  # the next one may come
         error = None if ended.cancelled() else ended.exception()
         if error is not None:
             logger.error("the turn of execution %r broke off", task.execution_id, exc_info=error)

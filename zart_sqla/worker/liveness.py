@@ -24,6 +24,7 @@ from zart_sqla.worker.connections import answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection
@@ -221,14 +222,14 @@ class Liveness:
         if self._is_registered:
             await connection.run_sync(workers.set_lock, self._names, identity.worker_id, lock_key)
         else:
-            await connection.run_sync(self._insert, lock_key)
+            self._clock.set(await connection.run_sync(self._insert, lock_key))
             self._is_registered = self._has_started = True
             self._call(self._succeed)
         self._call(self._news.on_work)  # what was notified while nobody listened
 
-    def _insert(self, connection: Connection, lock_key: int | None) -> None:
+    def _insert(self, connection: Connection, lock_key: int | None) -> datetime:
         identity = self._identity
-        workers.register(
+        return workers.register(
             connection,
             self._names,
             identity.worker_id,

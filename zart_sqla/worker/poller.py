@@ -134,6 +134,7 @@ class Poller:
             task_names=self._registry.names,
             queues=self._config.queues,
             limit=limit,
+            takes_suspect=not self._dispatcher.has_suspect,
         )
 
     def _histories(self, connection: Connection, run_ids: Sequence[UUID]) -> dict[UUID, RunHistory]:

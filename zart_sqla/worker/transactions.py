@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -147,7 +147,16 @@ class OpenTransaction:
 
     def signal_for(self, error: BaseException) -> TurnSignal | None:
         """Return the signal that ends the turn, if the error is the database's and not the step's."""
-        return self._opener.put_back(error) if is_transient(error) else None
+        # The driver lets an OSError through when it loses the connection; else it is of the step's own doing.
+        is_ours = self._is_disconnected() if isinstance(error, OSError) else is_transient(error)
+        return self._opener.put_back(error) if is_ours else None
+
+    def _is_disconnected(self) -> bool:
+        connection = self._connection.sync_connection
+        if connection is None or connection.closed or connection.invalidated:
+            return True
+        driver: Any = connection.connection.driver_connection
+        return bool(driver is None or driver.is_closed())
 
     async def _close(self) -> None:
         await self._session.close()

@@ -79,6 +79,11 @@ class Worker:
         """The id under which the database knows it."""
         return self._identity.worker_id
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping is not None
+
     async def run(self) -> None:
         """Work until `stop()`, SIGTERM, SIGINT or the cancellation of this call; each of them is graceful.
 
@@ -89,8 +94,8 @@ class Worker:
             SchemaOutdated: the tables are not those that this code was written for.
             sqlalchemy.exc.DBAPIError: the database cannot be reached at the start.
         """
-        async with self:
-            with _signals_stop(self):
+        with _signals_stop(self, self._stopped):
+            async with self:
                 await self._stopped.wait()
 
     async def __aenter__(self) -> Self:
@@ -119,6 +124,7 @@ class Worker:
         if self._house is None:
             return
         if self._stopping is None:
+            logger.info("worker %s stops", self.worker_id)
             self._stopping = asyncio.create_task(self._house.close(), name="zart_sqla: stop")
             self._stopping.add_done_callback(lambda _: self._stopped.set())
         try:
@@ -193,6 +199,15 @@ class _House:
         self._is_hurried.set()
 
     async def close(self) -> None:
+        try:
+            await self._wind_down()
+        finally:  # even if the loop is being torn down: this frees the tasks
+            self._open.close()
+            self._threads.close()
+            await self._liveness.stop(has_left_work=self._dispatcher.handed_back)
+        logger.info("worker %s has stopped", self._identity.worker_id)
+
+    async def _wind_down(self) -> None:
         self._poller.stop()
         poller, writer = self._loops
         await self._wait_for_turns()
@@ -204,10 +219,6 @@ class _House:
         await self._writer.flush()
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
-        self._open.close()
-        await self._liveness.stop(has_left_work=self._dispatcher.handed_back)
-        self._threads.close()
-        logger.info("worker %s has stopped", self._identity.worker_id)
 
     async def _wait_for_turns(self) -> None:
         """Let turns finish, until there are none, their time is over, or somebody is in a hurry."""
@@ -228,15 +239,17 @@ class _House:
 
 
 @contextlib.contextmanager
-def _signals_stop(worker: Worker) -> Generator[None]:
-    """Have SIGTERM and SIGINT stop the worker, where nobody else has a handler for them."""
+def _signals_stop(worker: Worker, asked: asyncio.Event) -> Generator[None]:
+    """Have SIGTERM and SIGINT stop the worker, where nobody else has a handler for them.
+
+    (`asyncio.run` has one for SIGINT: it cancels the app's main task, and so, if that runs the worker, stops it.)
+    """
     loop = asyncio.get_running_loop()
-    stops: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
-        if stops:  # a second signal: somebody is in a hurry
+        if asked.is_set() or worker.is_stopping:  # somebody is in a hurry
             worker.hurry()
-        stops.add(loop.create_task(worker.stop()))
+        asked.set()
 
     taken: list[int] = []
     if threading.current_thread() is threading.main_thread():

@@ -136,6 +136,7 @@ class Writer:
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._is_closed = False
 
     async def write(self, write: Write) -> RecordedStep | None:
         """Return when it is committed.
@@ -147,6 +148,8 @@ class Writer:
             TurnSignal: the task is not the worker's any more; nothing was written.
             InvalidDataError: PostgreSQL refuses what was to be written; nothing was.
         """
+        if self._is_closed:
+            raise TurnSignal(LeaseLost())
         done: asyncio.Future[RecordedStep | None] = asyncio.get_running_loop().create_future()
         self._queue.append(_Pending(write, done))
         self._is_idle.clear()
@@ -158,19 +161,20 @@ class Writer:
         await self._is_idle.wait()
 
     async def run(self) -> None:
-        """Write what comes, until cancelled."""
-        while True:
-            await self._has_work.wait()
-            batch = self._take()
-            try:
+        """Write what comes, until cancelled; what comes later is not written."""
+        batch: list[_Pending] = []
+        try:
+            while True:
+                await self._has_work.wait()
+                batch = self._take()
                 await self._settle(batch)
-            except BaseException:
-                for pending in batch:
-                    pending.done.cancel()
-                raise
-            if not self._queue:
-                self._has_work.clear()
-                self._is_idle.set()
+                if not self._queue:
+                    self._has_work.clear()
+                    self._is_idle.set()
+        finally:
+            self._is_closed = True
+            for pending in (*batch, *self._queue):
+                _resolve(pending, _Written())
 
     def _take(self) -> list[_Pending]:
         batch: list[_Pending] = []

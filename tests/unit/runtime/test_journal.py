@@ -197,7 +197,7 @@ def test_failed_attempts() -> None:
 def test_bad_name(name: str) -> None:
     """A name that cannot be stored is refused, and takes no place."""
     journal = fresh()
-    with pytest.raises(InvalidNameError, match="^step name "):
+    with pytest.raises(InvalidNameError, match=r"^step name "):
         journal.enter(name, StepKind.STEP)
     assert journal.enter("a", StepKind.STEP).position == 0
 

@@ -1,6 +1,7 @@
 """The turn: steps run once, their results are recorded, and a replay sees what the first time saw."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -557,10 +558,8 @@ async def test_lost_task_ends_the_turn() -> None:
     @durable
     async def look() -> None:
         for name in ("a", "b", "c"):
-            try:
+            with contextlib.suppress(BaseException):  # as badly written as can be
                 await work(name)
-            except BaseException:  # noqa: BLE001, S110 - as badly written as can be
-                pass
 
     run = MemoryRun(look)
     run.recorder.writes_left = 1
@@ -578,14 +577,10 @@ async def test_suspension_survives_a_body_that_catches_everything() -> None:
 
     @durable
     async def look() -> str:
-        try:
+        with contextlib.suppress(BaseException):  # as badly written as can be
             await sleep("nap", LONG)
-        except BaseException:  # noqa: BLE001, S110 - as badly written as can be
-            pass
-        try:
+        with contextlib.suppress(BaseException):
             await late()
-        except BaseException:  # noqa: BLE001, S110
-            pass
         return "done"
 
     run = MemoryRun(look)

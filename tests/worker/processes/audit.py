@@ -85,7 +85,11 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect, or connect again after the server was away."""
+        self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row)
 
     def close(self) -> None:
         """Close the connection."""
@@ -93,8 +97,6 @@ class Database:
 
     def execute(self, statement: LiteralString, *parameters: object) -> list[dict[str, Any]]:
         """Return the rows of a statement, if it has any."""
-        if self._connection.closed:  # the server was restarted
-            self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row)
         cursor = self._connection.execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description else []
 

@@ -1,41 +1,69 @@
 """Worker processes, and what can be done to them."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.support.postgres import ROOT
 from tests.worker.processes import program, workflows
 
 
-@dataclass(frozen=True)
+class Nursery:
+    """The process from which workers are forked. It ends them, and itself, when this process ends."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.worker.processes.nursery"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def order(self, do: str, **arguments: Any) -> Any:
+        """Return the answer to an order."""
+        orders, answers = self._process.stdin, self._process.stdout
+        assert orders is not None
+        assert answers is not None
+        print(json.dumps({"do": do, **arguments}), file=orders, flush=True)
+        return json.loads(answers.readline())
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """Return the nursery of this process."""
+    return Nursery()
+
+
+@dataclass
 class WorkerProcess:
     """A worker: a process of its own.
 
     Attributes:
         name: its name, in the ledger and in the server's list of connections.
+        pid: its process id.
+        exit_code: how it ended: an exit code, or the negative number of a signal. None before that has been looked at.
     """
 
     name: str
-    _process: "subprocess.Popen[bytes]"
+    pid: int
     _log: Path
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    exit_code: int | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        return self._process.poll() is None
+        if self.exit_code is None:
+            self.exit_code = cast("int | None", nursery().order("ended", pid=self.pid, is_awaited=False))
+        return self.exit_code is None
 
     @property
     def log(self) -> str:
@@ -44,25 +72,22 @@ class WorkerProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        self._process.send_signal(number)
+        if self.is_running:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill it without warning; return when it is gone."""
-        self._process.kill()
-        self._process.wait()
+        self.signal(signal.SIGKILL)
+        if self.exit_code is None:
+            self.exit_code = cast("int", nursery().order("ended", pid=self.pid, is_awaited=True))
 
     def freeze(self) -> None:
         """Stop it; return when it stands still."""
-        self.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        nursery().order("freeze", pid=self.pid)
 
     def thaw(self) -> None:
         """Let it go on."""
         self.signal(signal.SIGCONT)
-
-    def ended(self) -> int | None:
-        """Return its exit status once it has ended."""
-        return self._process.poll()
 
 
 class Crew:
@@ -73,34 +98,26 @@ class Crew:
         self._folder = folder
         self.workers: list[WorkerProcess] = []
 
-    def spawn(self, *, workflows_: Sequence[str] = (), url: str | None = None, **config: Any) -> WorkerProcess:
+    def spawn(self, *, can: Sequence[str] = (), url: str | None = None, **config: Any) -> WorkerProcess:
         """Start a worker.
 
         Args:
-            workflows_: the workflows that it can run. Default: all.
+            can: the workflows that it can run. Default: all.
             url: how it reaches the database. Default: as the test does.
             **config: its `WorkerConfig`.
         """
         name = f"worker-{len(self.workers)}"
         log = self._folder / f"{name}.log"
+        log.touch()
         environment = {
-            **os.environ,
             "DATABASE_URL": url or self._url,
             workflows.FOLDER: str(self._folder),
             workflows.NAME: name,
             program.CONFIG: json.dumps(config),
-            program.WORKFLOWS: json.dumps(list(workflows_)),
+            program.WORKFLOWS: json.dumps(list(can)),
         }
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", program.__name__],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        worker = WorkerProcess(name, process, log)
+        pid = cast("int", nursery().order("spawn", environment=environment, log=str(log)))
+        worker = WorkerProcess(name, pid, log)
         self.workers.append(worker)
         return worker
 
@@ -111,7 +128,7 @@ class Crew:
 
 
 @contextmanager
-def crew(url: str, folder: Path) -> Iterator[Crew]:
+def crew(url: str, folder: Path) -> Generator[Crew]:
     """Yield a crew without members; end those that it has got in the end."""
     made = Crew(url, folder)
     try:

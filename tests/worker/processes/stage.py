@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from inspect import isawaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ PATIENCE = 60.0
 """How many seconds a test waits for what must come at last: only a hanging product takes so long."""
 
 
-async def eventually(look: Callable[[], T | Awaitable[T]], *, within: float = PATIENCE) -> T:
+async def eventually(look: Callable[[], T], *, within: float = PATIENCE) -> T:
     """Return the first true value that `look` gives.
 
     Raises:
@@ -28,9 +27,8 @@ async def eventually(look: Callable[[], T | Awaitable[T]], *, within: float = PA
     deadline = time.monotonic() + within
     while True:
         value = look()
-        found: Any = await value if isawaitable(value) else value
-        if found:
-            return found
+        if value:
+            return value
         assert time.monotonic() < deadline, f"not within {within:g} s"
         await asyncio.sleep(0.02)
 
@@ -55,14 +53,31 @@ class Stage:
     async def workers(self, count: int, **settings: Any) -> list[WorkerProcess]:
         """Start workers and return them when all are registered."""
         started = [self.crew.spawn(**settings) for _ in range(count)]
-        for worker in started:
-            await eventually(lambda worker=worker: self.worker_id(worker) or self._fail_if_ended(worker))
+        await eventually(lambda: all(self._is_registered(worker) for worker in started))
         return started
 
     async def worker(self, **settings: Any) -> WorkerProcess:
         """Start a worker and return it when it is registered."""
         (worker,) = await self.workers(1, **settings)
         return worker
+
+    @asynccontextmanager
+    async def manned(self, count: int, **settings: Any) -> AsyncGenerator[None]:
+        """Keep so many workers running: whenever one ends, start another."""
+        first = len(self.crew.workers)
+
+        async def man() -> None:
+            while True:
+                running = sum(worker.is_running for worker in self.crew.workers[first:])
+                for _ in range(count - running):
+                    self.crew.spawn(**settings)
+                await asyncio.sleep(0.05)
+
+        manning = asyncio.create_task(man())
+        try:
+            yield
+        finally:
+            manning.cancel()
 
     def worker_id(self, worker: WorkerProcess) -> Any:
         """Return the id under which a worker is registered now, None if it is not."""
@@ -118,13 +133,13 @@ class Stage:
         """Return what all workers have logged, one after the other."""
         return "\n".join(f"--- {worker.name}\n{worker.log}" for worker in self.crew.workers)
 
-    def _fail_if_ended(self, worker: WorkerProcess) -> bool:
-        assert worker.is_running, f"{worker.name} has ended:\n{worker.log}"
-        return False
+    def _is_registered(self, worker: WorkerProcess) -> bool:
+        assert worker.is_running, f"{worker.name} has ended"
+        return self.worker_id(worker) is not None
 
 
 @asynccontextmanager
-async def stage(url: str, folder: Path, *, worker_url: str | None = None) -> AsyncIterator[Stage]:
+async def stage(url: str, folder: Path, *, worker_url: str | None = None) -> AsyncGenerator[Stage]:
     """Yield a stage in a database that has zart's tables; in the end, check it and send the workers home.
 
     Args:

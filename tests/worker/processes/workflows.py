@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sqlalchemy import text
@@ -40,7 +41,7 @@ def _pass_in_thread(gate: str) -> None:
 
 
 @step("{label}")
-async def note(label: str) -> int:
+async def note(label: str, _: str) -> int:
     """Note that it ran. The result is the number of the attempt."""
     _note(label, "began")
     _note(label, "ended")
@@ -95,7 +96,7 @@ def block_thread(label: str, seconds: str) -> int:
 
 
 @step("{label}")
-async def deposit(label: str, gate: str = "") -> int:
+async def deposit(label: str, gate: str) -> int:
     """Insert a row into the app's table in the step's own transaction; then wait for the gate, if one is named."""
     _note(label, "began")
     session = await trx()
@@ -108,7 +109,7 @@ async def deposit(label: str, gate: str = "") -> int:
 
 
 @step("{label}")
-async def die(label: str) -> int:
+async def die(label: str, _: str) -> int:
     """Take the worker down, as a fault in C code or the out-of-memory killer would."""
     _note(label, "began")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -116,14 +117,14 @@ async def die(label: str) -> int:
 
 
 @step("{label}")
-async def leave(label: str) -> int:
+async def leave(label: str, _: str) -> int:
     """Take the worker down, by ending the process."""
     _note(label, "began")
     os._exit(3)
 
 
 @step("{label}")
-async def die_once(label: str) -> int:
+async def die_once(label: str, _: str) -> int:
     """Take the first worker down that runs it."""
     _note(label, "began")
     ledger = Ledger(Path(os.environ[FOLDER]) / "ledger")
@@ -141,6 +142,18 @@ def compute(label: str, seconds: str) -> None:
     _note(label, "ended")
 
 
+STEPS: dict[str, Callable[[str, str], Awaitable[int]]] = {
+    "block": block,
+    "defy": defy,
+    "deposit": deposit,
+    "die": die,
+    "die_once": die_once,
+    "hold": hold,
+    "leave": leave,
+    "note": note,
+}
+
+
 async def _perform(command: str, label: str, argument: str) -> None:
     """Do what one line of the input says."""
     match command:
@@ -156,9 +169,7 @@ async def _perform(command: str, label: str, argument: str) -> None:
         case "block_thread":
             await block_thread.call(label, argument)
         case _:
-            known = {"note": note, "deposit": deposit, "die": die, "leave": leave, "die_once": die_once}
-            waiting = {"hold": hold, "defy": defy, "block": block, "deposit": deposit}
-            await (waiting[command](label, argument) if argument else known[command](label))
+            await STEPS[command](label, argument)
 
 
 @durable

@@ -1,0 +1,60 @@
+"""What this process says to PostgreSQL, whichever of its engines says it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, Pool, event
+
+_BEAT = "heartbeat_at="
+
+
+class Traffic:
+    """A record of all statements that were sent, and of the round trips around them.
+
+    Attributes:
+        statements: what SQLAlchemy executed, but for heartbeats.
+        beats: the heartbeats.
+        transactions: the BEGINs, COMMITs and the like; a statement without them is a transaction of its own.
+    """
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.beats: list[str] = []
+        self.transactions: list[str] = []
+
+    def clear(self) -> None:
+        """Count from nothing."""
+        self.statements.clear()
+        self.beats.clear()
+        self.transactions.clear()
+
+    def on_statement(self, statement: str) -> None:
+        """Note a statement."""
+        (self.beats if _BEAT in statement else self.statements).append(statement)
+
+    def on_query(self, query: str) -> None:
+        """Note what the driver sent by itself."""
+        word = query.split(maxsplit=1)[0].strip(";").upper()
+        if word in ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"):
+            self.transactions.append(word)
+
+
+@contextmanager
+def traffic() -> Iterator[Traffic]:
+    """Yield the record of what this process says to PostgreSQL, over connections that are made from now on."""
+    record = Traffic()
+
+    def on_execute(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        record.on_statement(statement)
+
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.driver_connection.add_query_logger(lambda logged: record.on_query(logged.query))
+
+    event.listen(Engine, "before_cursor_execute", on_execute)
+    event.listen(Pool, "connect", on_connect)
+    try:
+        yield record
+    finally:
+        event.remove(Engine, "before_cursor_execute", on_execute)
+        event.remove(Pool, "connect", on_connect)

@@ -1,0 +1,68 @@
+"""A process that makes workers by forking, so that the imports of each are done already.
+
+It reads orders, one line of JSON each, and answers each with a line. When its input ends it kills the workers and ends.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from tests.worker.processes import program
+
+_children: set[int] = set()
+
+
+def main() -> None:
+    """Do what is ordered, until there are no more orders."""
+    try:
+        for line in sys.stdin:
+            order = json.loads(line)
+            print(json.dumps(DUTIES[order.pop("do")](**order)), flush=True)  # noqa: T201  the answer
+    finally:
+        for pid in _children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def spawn(environment: dict[str, str], log: str) -> int:
+    """Start a worker and return its process id."""
+    pid = os.fork()
+    if pid:
+        _children.add(pid)
+        return pid
+    _children.clear()
+    os.environ.update(environment)
+    _replace(sys.stdin.fileno(), os.devnull, os.O_RDONLY)
+    for output in (sys.stdout, sys.stderr):
+        _replace(output.fileno(), log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    asyncio.run(program.main())
+    raise SystemExit
+
+
+def _replace(file: int, path: str, flags: int) -> None:
+    opened = os.open(path, flags)
+    os.dup2(opened, file)
+    os.close(opened)
+
+
+def freeze(pid: int) -> None:
+    """Stop a worker; return when it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+
+
+def ended(pid: int, *, is_awaited: bool) -> int | None:
+    """Return the exit code of a worker, the signal's negative number if one ended it, None while it runs."""
+    found, status = os.waitpid(pid, 0 if is_awaited else os.WNOHANG)
+    if not found:
+        return None
+    _children.discard(pid)
+    return os.waitstatus_to_exitcode(status)
+
+
+DUTIES: dict[str, Any] = {"spawn": spawn, "freeze": freeze, "ended": ended}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Workers whose clocks are hours apart: only the database's clock counts."""
+
+import sys
+from asyncio.subprocess import Process, create_subprocess_exec
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from tests.support import skewed_worker
+from tests.support.waiting import PATIENCE
+from tests.support.working import scheduler_on
+
+ROOT = Path(__file__).parents[2]
+
+
+@asynccontextmanager
+async def skewed_by(hours: float, url: str) -> AsyncIterator[Process]:
+    """Run a worker in a process whose clock is wrong."""
+    process = await create_subprocess_exec(sys.executable, "-m", skewed_worker.__name__, url, str(hours), cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_workers_hours_apart(migrated_url: str) -> None:
+    """Sleeps, delays, timeouts and recorded times come out the same whichever worker makes the turn."""
+    async with scheduler_on(migrated_url) as scheduler, AsyncExitStack() as stack:
+        handles = [await scheduler.start(skewed_worker.TIMED) for _ in range(8)]
+        for hours in (-1, 1):
+            process = await stack.enter_async_context(skewed_by(hours, migrated_url))
+            assert process.returncode is None
+        results = [await handle.result(timeout=PATIENCE) for handle in handles]
+        infos = [await handle.info() for handle in handles]
+        steps = [one for handle in handles for one in await handle.steps()]
+    skew = timedelta(minutes=30)  # between right and wrong by an hour
+    start = min(info.created_at for info in infos)
+    for info, result in zip(infos, results, strict=True):
+        first, last, deadline = map(datetime.fromisoformat, result)
+        assert info.started_at is not None
+        assert info.completed_at is not None
+        assert deadline == info.started_at + timedelta(minutes=30)
+        assert abs(first - info.started_at) < skew
+        assert abs(last - info.completed_at) < skew
+    for one in steps:
+        assert one.started_at is not None
+        assert one.completed_at is not None
+        assert abs(one.started_at - start) < skew
+        assert abs(one.completed_at - start) < skew

