@@ -154,14 +154,16 @@ def _refuse_constants(text: str, subject: str) -> None:
 
 def _refuse_lone_surrogates(data: Any, subject: str) -> None:
     """Refuse the keys in which Pydantic has replaced what UTF-8 cannot express; in values it refuses that itself."""
-    for one in data if isinstance(data, dict | list | tuple | set | frozenset) else ():
-        if isinstance(data, dict):
-            _refuse_lone_surrogates(data[one], subject)
-            if isinstance(one, str) and _LONE_SURROGATE.search(one):
-                problem = f"its key {one!a} has a lone surrogate, which UTF-8 cannot express"
+    kind: type[Any] = data.__class__
+    if issubclass(kind, dict):
+        for key in data:
+            if isinstance(key, str) and _LONE_SURROGATE.search(key):
+                problem = f"its key {key!a} has a lone surrogate, which UTF-8 cannot express"
                 raise InvalidDataError(subject, [problem])
-        else:
-            _refuse_lone_surrogates(one, subject)
+            _refuse_lone_surrogates(data[key], subject)
+    elif issubclass(kind, list | tuple | set | frozenset):
+        for value in data:
+            _refuse_lone_surrogates(value, subject)
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -238,18 +240,20 @@ class _TaggedCodec(Codec[Any]):
             text, packed = codec_for(type(value)).pack(value, subject=subject)
         else:
             text, packed = plain_json.pack(value, subject=subject)
-            if not (isinstance(packed, dict) and self._TAG in packed):
+            if not self._is_tagged(packed):
                 return text, packed
             kind = self._PLAIN
         return json.dumps({self._TAG: kind, "value": json.loads(text)}), packed
 
     def unpack(self, text: str, *, subject: str) -> Any:
         value: Any = super().unpack(text, subject=subject)
-        is_tagged = isinstance(value, dict) and self._TAG in value
-        if not is_tagged:
+        if not self._is_tagged(value):
             return value
         kind = self._KINDS.get(value[self._TAG])
         return value["value"] if kind is None else codec_for(kind).unpack(json.dumps(value["value"]), subject=subject)
+
+    def _is_tagged(self, value: object) -> bool:
+        return isinstance(value, dict) and self._TAG in value
 
 
 tagged_json: Final[Codec[Any]] = _TaggedCodec()

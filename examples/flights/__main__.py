@@ -34,11 +34,14 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.flights", description=__doc__)
-    parser.add_argument("--months", type=int, choices=range(1, 13), default=12, help="how many of the year (12)")
-    parser.add_argument("--workers", type=int, default=3, help="how many worker processes (3)")
     parser.add_argument(
-        "--kill-every", type=_seconds, default=1.0, metavar="TIME", help="kill one of them (1s); 0s: never"
+        "--months", type=int, choices=range(1, 13), default=12, metavar="N", help="how many of the year (12)"
     )
+    parser.add_argument("--workers", type=int, default=3, metavar="N", help="how many worker processes (3)")
+    parser.add_argument(
+        "--kill-every", type=_duration, default=1.0, metavar="TIME", help="kill one of them (1s); 0s: never"
+    )
+    parser.add_argument("--within", type=_duration, default=900.0, metavar="TIME", help="fail if it takes longer (15m)")
     parser.add_argument("--url", help="the PostgreSQL to use, instead of one that comes and goes with this command")
     parser.add_argument(
         "--log", type=Path, help="write what the workers log to this file, instead of one that is deleted"
@@ -46,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seconds(text: str) -> float:
-    return to_timedelta(text).total_seconds()
+def _duration(text: str) -> float:
+    return to_timedelta(text).total_duration()
 
 
 def _run(options: argparse.Namespace, stack: ExitStack) -> int:
@@ -57,6 +60,7 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
         months=options.months,
         workers=options.workers,
         kill_every=options.kill_every,
+        patience=options.within,
         log=options.log or folder / "workers.log",
     )
     print(f"{plan.months} months, {plan.workers} workers, one of them killed every {plan.kill_every:g} s", flush=True)
@@ -72,7 +76,7 @@ def _show(report: Report) -> int:
     print(f"  {audit.sums:,} sums compared with the file")
     print(f"  {report.kills} workers killed, {report.takeovers} executions taken over, {report.seconds:.1f} s")
     problems = [*map(str, report.failures), *audit.problems]
-    for problem in problems:
+    for problem in problems[:20]:
         print(f"  WRONG: {problem}")
     print("FAILED" if problems else "OK: nothing missing, nothing twice")
     return 1 if problems else 0

@@ -41,6 +41,7 @@ class Plan:
         months: how many months of the year.
         workers: how many worker processes.
         kill_every: after how many seconds one of them is killed, again and again; 0 for never.
+        patience: after how many seconds the days that have not ended count as failed.
         log: where the workers write what they have to say.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     months: int
     workers: int
     kill_every: float
+    patience: float
     log: Path
 
 
@@ -99,9 +101,9 @@ async def _drive(plan: Plan, scheduler: PostgresScheduler) -> Report:
         began = time.monotonic()
         executions = [(f"flights-{day}", day) for day in days]
         handles = await scheduler.start_many(summarise, executions, on_conflict="return")
-        outcomes = await _results(handles, crew)
+        outcomes = await _results(handles, crew, plan.patience)
         seconds = time.monotonic() - began
-    print(f"{seconds:6.1f} s  all days have ended; comparing the tables with the file")
+    print(f"{seconds:6.1f} s  comparing the tables with the file")
     async with Session() as session:
         compared = await audit(session, plan.months)
     return Report(
@@ -113,11 +115,12 @@ async def _drive(plan: Plan, scheduler: PostgresScheduler) -> Report:
     )
 
 
-async def _results(handles: Sequence[ExecutionHandle[int]], crew: Crew) -> list[int | BaseException]:
+async def _results(handles: Sequence[ExecutionHandle[int]], crew: Crew, patience: float) -> list[int | BaseException]:
     """Return what the executions end in, while the crew works on them."""
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(crew.run()), group.create_task(_show_progress(crew))]
-        outcomes = await asyncio.gather(*(handle.result() for handle in handles), return_exceptions=True)
+        results = (handle.result(timeout=patience) for handle in handles)
+        outcomes = await asyncio.gather(*results, return_exceptions=True)
         for task in beside:
             task.cancel()
     return outcomes

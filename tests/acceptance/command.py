@@ -1,4 +1,4 @@
-"""The command `zart` as a user runs it, in the folder of an app: in a process of its own, or in this one, which is quick."""
+"""The command `zart` as a user runs it, in the folder of an app: in this process, which is quick, or in its own."""
 
 import contextlib
 import io

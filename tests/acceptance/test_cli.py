@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.command import Command
+from zart_sqla.client.engines import ASYNC_DRIVER, SYNC_DRIVER, url_for
 
 COMMANDS = ("migrate", "worker", "start", "status", "wait", "result", "cancel", "resume", "list", "doctor", "demo")
 UNREACHABLE = "postgresql://nobody:secret@localhost:1/nothing"
@@ -44,6 +45,7 @@ def test_it_runs_as_a_module(lonely: Command) -> None:
     [
         (["status", "x"], "give --url or set DATABASE_URL"),
         (["status", "x", "--url", "nonsense"], "expected a URL such as 'postgresql://user@host/database'"),
+        (["status", "x", "--url", "postgresql://localhost:port/shop"], "expected a URL such as"),
         (["status", "x", "--url", "mysql://localhost/shop"], "got 'mysql://'"),
         (["status", "x", "--url", UNREACHABLE, "--prefix", "1st"], "table name prefix '1st'"),
         (["status"], "Missing argument"),
@@ -64,6 +66,13 @@ def test_wrong_usage(lonely: Command, arguments: list[str], message: str) -> Non
     assert answer.code == 2
     assert message in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_sslmode() -> None:
+    """A URL as hosts of databases hand it out means the same to both drivers, which spell it differently."""
+    url = "postgresql://host/shop?sslmode=require"
+    assert url_for(url, ASYNC_DRIVER).query == {"ssl": "require"}
+    assert url_for(url, SYNC_DRIVER).query == {"sslmode": "require"}
 
 
 def test_wrong_environment(lonely: Command) -> None:

@@ -1,17 +1,25 @@
 """`zart demo`, and the server that it brings along."""
 
+import dataclasses
 import importlib.util
+import io
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from tests.acceptance.command import Command, is_alive, until
-from zart_sqla import ConfigError
+from zart_sqla import ConfigError, TableNames
+from zart_sqla.cli.database import Database
+from zart_sqla.cli.demo_figures import Figures
+from zart_sqla.cli.demo_screen import screen
+from zart_sqla.cli.demo_workers import Crew, CrewMember
 from zart_sqla.embedded import EmbeddedServerError, embedded_server
 
 SMALL = ("--orders", "20", "--workers", "2", "--kills", "2")
@@ -65,6 +73,55 @@ def test_interrupted_demo(zart_on_empty: Command, number: int, code: int) -> Non
     assert "Traceback" not in demo.text
     assert tables_of(zart) == []
     assert not any(is_alive(pid) for (pid,) in pids)
+
+
+KEPT = Figures(
+    orders=2,
+    by_status={"completed": 2},
+    held={7: 3},
+    charges=2,
+    charged=2,
+    begun=11,
+    begun_once=10,
+    recorded=10,
+)
+
+
+def crew_of(*pids: int, tmp_path: Path) -> Crew:
+    """Return a crew of such processes, of which the first was killed."""
+    crew = Crew(Database("postgresql://nowhere/nothing", TableNames.default()), 2, tmp_path / "log")
+    members = [CrewMember(cast("Any", SimpleNamespace(pid=pid, returncode=None))) for pid in pids]
+    members[0].is_killed, members[0].held = True, 5
+    crew.members.extend(members)
+    return crew
+
+
+def test_picture(tmp_path: Path) -> None:
+    """On a terminal the demo shows orders, workers and promises side by side."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    with screen(console, kills=3) as shown:
+        shown.tell("kill -9 5")
+        shown.show(KEPT, crew_of(5, 7, 8, tmp_path=tmp_path))
+    text = cast("io.StringIO", console.file).getvalue()
+    for words in ("completed", "killed at 5 orders", "▮▮▮ 3", "starting", "1/3", "10/10", "kill -9 5"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        ({"by_status": {"completed": 1, "failed": 1}}, 0),
+        ({"charges": 3}, 1),
+        ({"charges": 1, "charged": 1}, 1),
+        ({"recorded": 9}, 2),
+        ({"begun_after_checkpoint": 1}, 3),
+    ],
+)
+def test_verdict(change: dict[str, Any], promise: int) -> None:
+    """Each promise is judged by the figures: a second charge, a lost checkpoint or a step run again breaks one."""
+    assert [kept for kept, _ in KEPT.verdict()] == [True] * 4
+    broken = dataclasses.replace(KEPT, **change)
+    assert [kept for kept, _ in broken.verdict()] == [number != promise for number in range(4)]
 
 
 @pytest.mark.parametrize("version", [16, 18])

@@ -124,7 +124,8 @@ class Proxy:
             task = asyncio.current_task()
             assert task is not None
             serving.add(task)
-            await link.run((reader, writer))
+            with contextlib.suppress(asyncio.CancelledError):  # the streams complain of tasks that are cancelled
+                await link.run((reader, writer))
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self._port = server.sockets[0].getsockname()[1]

@@ -84,3 +84,13 @@ async def count_rows(scheduler: PostgresScheduler) -> dict[str, int]:
             name = table.name.removeprefix(scheduler.names.prefix)
             counted[name] = await connection.scalar(select(func.count()).select_from(table)) or 0
     return counted
+
+
+async def count_awaited(scheduler: PostgresScheduler) -> int:
+    """Return how many executions wait, and are waited for."""
+    tables = tables_of(scheduler.names)
+    runs, tasks = tables.execution_runs, tables.tasks
+    both = runs.join(tasks, tasks.c.run_id == runs.c.run_id)
+    query = select(func.count()).select_from(both).where(runs.c.is_awaited, tasks.c.is_waiting)
+    async with scheduler.engine.connect() as connection:
+        return await connection.scalar(query) or 0

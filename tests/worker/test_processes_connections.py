@@ -6,7 +6,7 @@ import random
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -20,18 +20,29 @@ from zart_sqla import PostgresScheduler
 UNHURRIED = {"heartbeat_interval": "5s", "poll_interval": "300s"}
 """With these settings a worker has two seconds for a new connection, however busy the machine is."""
 
-LISTENING = "pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1)"
+CUT: LiteralString = """
+SELECT pg_terminate_backend(pid)
+FROM pg_stat_activity LEFT JOIN pg_locks USING (pid)
+WHERE datname = current_database() AND application_name = %s
+GROUP BY pid
+HAVING coalesce(bool_or(locktype = 'advisory' AND objsubid = 1), FALSE) = ANY (%s)
+"""
 
-CUTS = {
-    "liveness": f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND {LISTENING}",
-    "pool": f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND NOT {LISTENING}",
-    "all": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
-}
+KINDS = {"liveness": [True], "pool": [False], "all": [True, False]}
+"""Connections of a worker, by whether they hold its lock."""
+
+REFUSE: LiteralString = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE insufficient_privilege;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON zart_steps FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
 
 
 def cut(play: Stage, worker: WorkerProcess, kind: str) -> None:
     """Have the server end connections of a worker."""
-    play.database.execute(CUTS[kind], worker.name)
+    play.database.execute(CUT, worker.name, KINDS[kind])
 
 
 def lock_key(play: Stage, worker: WorkerProcess) -> Any:
@@ -70,7 +81,7 @@ async def test_any(migrated_url: str, tmp_path: Path) -> None:
         await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(60)])
         for _ in range(30):
             await asyncio.sleep(chance.uniform(0, 0.2))  # the instant of the cut is what is random here
-            cut(play, chance.choice(workers), chance.choice(list(CUTS)))
+            cut(play, chance.choice(workers), chance.choice(list(KINDS)))
         await play.completed(60)
         begun = Counter((entry.execution_id, entry.step) for entry in play.ledger.entries() if entry.event == "began")
         assert {count for (_, step), count in begun.items() if not step.startswith("deposit")} == {1}
@@ -198,9 +209,9 @@ async def test_unwritable(migrated_url: str, tmp_path: Path) -> None:
     """What the database refuses for longer than the lease, for a fault that is not the run's, runs again later."""
     async with stage(migrated_url, tmp_path) as play:
         worker = await play.worker(lease_timeout="3s")
-        play.database.execute("ALTER TABLE zart_steps RENAME TO steps_away")
+        play.database.execute(REFUSE)
         handle = await play.start("note a", execution_id="one")
         await play.began("a", times=2)
-        play.database.execute("ALTER TABLE steps_away RENAME TO zart_steps")
+        play.database.execute("DROP TRIGGER refuse ON zart_steps")
         assert await handle.result(timeout="60s") == 1
         assert worker.is_running

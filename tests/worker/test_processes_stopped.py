@@ -85,7 +85,7 @@ async def test_in_a_commit(migrated_url: str, tmp_path: Path) -> None:
         await play.start("note a", "nap slow 1h", execution_id="one")
         await eventually(
             lambda: play.database.execute(
-                "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'", stopped.name
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
             )
         )
         other = await play.worker(**LEASE)

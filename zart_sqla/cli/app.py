@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from zart_sqla.cli import demo, doctor, executions, migrations, worker
-from zart_sqla.cli.exits import EXPECTED, code_of, lines_of
-from zart_sqla.cli.output import say
+from zart_sqla.cli.exits import EXPECTED, fail
 
 app = typer.Typer(
     name="zart",
@@ -61,6 +60,4 @@ def main() -> None:
     try:
         app()
     except EXPECTED as error:
-        for line in lines_of(error):
-            say(line)
-        sys.exit(code_of(error))
+        sys.exit(fail(error))

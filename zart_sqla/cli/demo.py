@@ -22,7 +22,7 @@ from zart_sqla.cli.demo_figures import Figures
 from zart_sqla.cli.demo_screen import Screen, Silence, screen
 from zart_sqla.cli.demo_workers import CONCURRENCY, Crew
 from zart_sqla.cli.demo_workflow import Order, demo_tables, fulfil
-from zart_sqla.cli.exits import FAILED, CommandError
+from zart_sqla.cli.exits import FAILED, SIGNALLED, CommandError
 from zart_sqla.client.scheduler import PostgresScheduler
 from zart_sqla.config import DATABASE_URL_VARIABLE, environment_variable
 from zart_sqla.embedded import embedded_server
@@ -48,7 +48,9 @@ def demo(
     try:
         with _database(url, quiet=as_json) as database:
             figures, facts = run(_perform(database, orders, workers, kills, as_json=as_json))
-    except asyncio.CancelledError:  # by SIGTERM
+    except KeyboardInterrupt:
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from None
+    except asyncio.CancelledError:
         raise typer.Exit(SIGNALLED + signal.SIGTERM) from None
     is_kept = all(kept for kept, _ in figures.verdict())
     if as_json:
@@ -124,6 +126,8 @@ class _Show:
         while True:
             await self._crew.fill_up()
             figures = await self._scheduler.run(demo_figures.read, self._orders)
+            if figures.ended == self._orders:
+                shown.tell("all orders have ended")
             shown.show(figures, self._crew)
             if figures.ended == self._orders:
                 return figures

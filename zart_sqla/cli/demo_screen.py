@@ -137,13 +137,13 @@ def _orders(figures: Figures) -> Table:
 
 def _workers(figures: Figures, crew: Crew) -> Table:
     table = Table.grid(padding=(0, 1))
-    dead = [member for member in crew.members if not member.is_alive]
-    for member in dead[-_SHOWN_DEAD:]:
-        table.add_row(Text(str(member.pid), "dim strike"), _epitaph(member))
     for member in crew.alive[:_SHOWN_WORKERS]:
         held = figures.held.get(member.pid)
         doing = Text("starting", "dim") if held is None else Text(f"{'▮' * held} {held}", "blue")
         table.add_row(Text(str(member.pid), "bold"), doing)
+    dead = [member for member in crew.members if not member.is_alive]
+    for member in reversed(dead[-_SHOWN_DEAD:]):
+        table.add_row(Text(str(member.pid), "dim strike"), _epitaph(member))
     return table
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import typer
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from zart_sqla.errors import (
@@ -20,9 +21,6 @@ from zart_sqla.errors import (
     ZartError,
 )
 from zart_sqla.store.failures import sqlstate_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -88,12 +86,13 @@ def code_of(error: BaseException) -> int:
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
 
 
-def lines_of(error: BaseException) -> Iterator[str]:
-    """Give the lines that tell of an expected error: what is wrong, and what to do next."""
-    yield f"error: {problem_of(error)}"
+def fail(error: BaseException) -> int:
+    """Tell of an expected error on the standard error: what is wrong, and what to do next. Return the exit code."""
+    typer.echo(f"error: {problem_of(error)}", err=True)
     advice = advice_for(error)
     if advice:
-        yield f"next:  {advice}"
+        typer.echo(f"next:  {advice}", err=True)
+    return code_of(error)
 
 
 def problem_of(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ import typer
 
 from zart_sqla.cli import logs, options
 from zart_sqla.cli.database import Database, run
+from zart_sqla.cli.exits import EXPECTED, fail
 from zart_sqla.cli.loading import load_registry
 from zart_sqla.cli.logs import LogFormat, LogLevel
 from zart_sqla.cli.signals import Stops, end_now
@@ -138,7 +138,10 @@ class _Process:
         with self._stops.installed():
             if is_tethered:
                 threading.Thread(target=self._wait_for_input_to_end, name="zart-tether", daemon=True).start()
-            code, is_clean = runner.run(self._main())
+            try:
+                code, is_clean = runner.run(self._main())
+            except EXPECTED as error:  # told here, since a thread may keep the process from ending by itself
+                code, is_clean = fail(error), True
             self._leave_if_stuck(code, is_clean=is_clean)
             runner.close()
         return code
@@ -228,8 +231,8 @@ def _keeps_process(thread: threading.Thread) -> bool:
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return what makes the event loop: uvloop's if it is installed."""
-    if importlib.util.find_spec("uvloop") is None:
+    try:
+        import uvloop
+    except ImportError:
         return None
-    import uvloop
-
     return uvloop.new_event_loop

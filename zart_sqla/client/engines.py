@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -12,8 +14,11 @@ from zart_sqla.config import PoolConfig
 from zart_sqla.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from sqlalchemy import URL
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.engine.interfaces import IsolationLevel
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 ASYNC_DRIVER: Final = "postgresql+asyncpg"
 SYNC_DRIVER: Final = "postgresql+psycopg"
@@ -23,18 +28,27 @@ _ALIASES = frozenset({"postgresql", "postgres"})
 def url_for(url: str | URL, driver: str) -> URL:
     """Return the URL with the driver that zart_sqla needs there.
 
+    The `sslmode` of a plain `postgresql://` URL, as hosts of databases hand out, means the same with either driver.
+
     Raises:
         ConfigError: it is not the URL of a PostgreSQL database, or it names another driver.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter where the port is no number
         raise ConfigError("url", expected="a URL such as 'postgresql://user@host/database'", actual="***") from None
     if parsed.drivername in _ALIASES:
-        return parsed.set(drivername=driver)
+        return _with_driver(parsed, driver)
     if parsed.drivername != driver:
         raise ConfigError("url", expected=f"'postgresql://...' or '{driver}://...'", actual=f"{parsed.drivername}://")
     return parsed
+
+
+def _with_driver(plain: URL, driver: str) -> URL:
+    url = plain.set(drivername=driver)
+    if driver == ASYNC_DRIVER and "sslmode" in url.query:  # asyncpg calls it otherwise
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
+    return url
 
 
 def make_engine(url: str | URL, pool: PoolConfig | None = None) -> AsyncEngine:
@@ -72,11 +86,55 @@ def apart(engine: AsyncEngine) -> AsyncEngine:
     return create_async_engine(engine.url, pool=engine.sync_engine.pool.recreate())
 
 
-def read_committed(engine: AsyncEngine) -> AsyncEngine:
-    """Return the same engine, whose transactions are of the level that our statements are written for."""
-    return engine.execution_options(isolation_level="READ COMMITTED")
-
-
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
-    """Return the same engine, on which each statement is a transaction of its own: one round trip, not three."""
+    """Return the same engine, on which each statement is a transaction of its own: one round trip, not three.
+
+    It must be an engine of ours. The app's may have been given a level by `execution_options` before, and then that
+    one counts; only the options of a connection are above those of all engines.
+    """
     return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    """Lend a connection in a transaction of the level that our statements are written for, committed at the end."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            yield connection
+
+
+@asynccontextmanager
+async def connected(
+    engine: AsyncEngine, seconds: float, *, isolation_level: IsolationLevel = "AUTOCOMMIT"
+) -> AsyncGenerator[AsyncConnection]:
+    """Lend a connection for what the database must answer within so many seconds.
+
+    Unless told otherwise, each statement is a transaction of its own on it: one round trip, not three.
+
+    Raises:
+        TimeoutError: no connection could be had in that time.
+        sqlalchemy.exc.DBAPIError: it did not answer in that time, or is broken otherwise.
+    """
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(seconds):
+            connection = await stack.enter_async_context(engine.connect())
+        await connection.execution_options(isolation_level=isolation_level)
+        async with answering(connection, seconds):
+            yield connection
+
+
+@asynccontextmanager
+async def answering(connection: AsyncConnection, seconds: float) -> AsyncGenerator[None]:
+    """Cut the connection if what is done in the block takes longer; then what waits for an answer fails.
+
+    A connection can be half open: the other end is gone, or something between drops what is sent, and nobody says so;
+    what waits on it would wait for hours. It is cut, not the task cancelled: SQLAlchemy then sees a disconnect, and
+    does not trust the pool's other connections either.
+    """
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    timer = asyncio.get_running_loop().call_later(seconds, driver.terminate)
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -90,9 +90,10 @@ def start(connection: Connection, names: TableNames, new: Sequence[NewExecution]
     if len(new) == 1:
         _insert(connection, names, new, on_conflict)
         return
+    in_order = sorted(new, key=lambda one: one.execution_id)  # as the store does within a statement
     with connection.begin_nested():
-        for first in range(0, len(new), _ROWS_A_STATEMENT):
-            _insert(connection, names, new[first : first + _ROWS_A_STATEMENT], on_conflict)
+        for first in range(0, len(in_order), _ROWS_A_STATEMENT):
+            _insert(connection, names, in_order[first : first + _ROWS_A_STATEMENT], on_conflict)
 
 
 def _insert(connection: Connection, names: TableNames, new: Sequence[NewExecution], on_conflict: OnConflict) -> None:

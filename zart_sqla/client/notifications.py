@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from zart_sqla.client.engines import apart, autocommit
+from zart_sqla.client.engines import apart, connected
 from zart_sqla.store import executions
 from zart_sqla.store.failures import brief, is_transient
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("zart_sqla.notifications")
 
 _RETRY_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
 
 
 class Ends:
@@ -132,7 +133,7 @@ class WakeUps:
     """
 
     def __init__(self, engine: AsyncEngine, names: TableNames) -> None:
-        self._engine = autocommit(engine)
+        self._engine = engine
         self._names = names
         self._listeners: list[Callable[[], None]] = []
         self._is_asked = False
@@ -163,7 +164,7 @@ class WakeUps:
         while self._is_asked:
             self._is_asked = False
             try:
-                async with self._engine.connect() as connection:
+                async with connected(self._engine, _ANSWER_SECONDS) as connection:
                     await connection.run_sync(executions.notify, self._names.work_channel)
             except (DBAPIError, OSError, TimeoutError) as error:
                 if not is_transient(error):

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from zart_sqla import migrations
 from zart_sqla.client import executions
 from zart_sqla.client.connections import after_transaction, run_joined
-from zart_sqla.client.engines import checked_engine, make_engine, read_committed
+from zart_sqla.client.engines import checked_engine, make_engine, transaction
 from zart_sqla.client.handles import ExecutionHandle
 from zart_sqla.client.notifications import Ends, WakeUps
 from zart_sqla.client.sync import LoopBackend, SyncScheduler
@@ -66,7 +66,6 @@ class PostgresScheduler:
             raise ConfigError("notify", expected="'after_commit' or 'in_transaction'", actual=notify)
         self.engine = checked_engine(engine)
         self.names = names or TableNames.default()
-        self._own = read_committed(self.engine)
         self.ends = Ends(engine, self.names)
         self.wake_ups = WakeUps(engine, self.names)
         self._notify = notify
@@ -160,7 +159,7 @@ class PostgresScheduler:
 
         Several processes can do so at once. It changes nothing where the tables are at that revision.
         """
-        async with self._own.begin() as connection:
+        async with transaction(self.engine) as connection:
             await connection.run_sync(migrations.upgrade, self.names)
 
     @overload
@@ -353,5 +352,5 @@ class PostgresScheduler:
 
         if session is not None:
             return await run_joined(session, call)
-        async with self._own.begin() as connection:
+        async with transaction(self.engine) as connection:
             return await connection.run_sync(call)

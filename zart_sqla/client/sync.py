@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy.engine.interfaces import IsolationLevel
 
     from zart_sqla.client.connections import AnyConnection
     from zart_sqla.client.executions import OnConflict
@@ -120,22 +121,25 @@ class EngineBackend:
         if engine.dialect.name != "postgresql" or engine.dialect.is_async:
             actual = f"{engine.dialect.name}+{engine.dialect.driver}"
             raise ConfigError("engine", expected="a sync Engine for PostgreSQL", actual=actual)
-        self._engine = engine.execution_options(isolation_level="READ COMMITTED")
+        self._engine = engine
         self._names = names
         self._is_owned = is_owned
 
     def run(self, function: Callable[[Connection], T]) -> T:
-        with self._engine.begin() as connection:
+        with self._connect("READ COMMITTED") as connection, connection.begin():
             return function(connection)
 
     def wake(self, names: TableNames) -> None:
-        with self._engine.begin() as connection:
+        with self._connect("AUTOCOMMIT") as connection:
             stored.notify(connection, names.work_channel)
+
+    def _connect(self, isolation_level: IsolationLevel) -> Connection:
+        # The app's engine may have been given a level before; only the options of a connection are above that.
+        return self._engine.connect().execution_options(isolation_level=isolation_level)
 
     def result(self, execution_id: str, codec: Codec[Any], timeout: float | None) -> Any:
         deadline = None if timeout is None else time.monotonic() + timeout
-        autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        with autocommit.connect() as connection:
+        with self._connect("AUTOCOMMIT") as connection:
             driver: Any = connection.connection.driver_connection
             is_notified = hasattr(driver, "notifies") and self._engine.dialect.driver == "psycopg"
             if is_notified:

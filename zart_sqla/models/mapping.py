@@ -176,8 +176,10 @@ def _add_status(execution: Any, run: Any, task: Any) -> None:
     status = run_status(runs, tasks)
     joined = select(status).select_from(runs.outerjoin(tasks, tasks.c.task_id == runs.c.run_id))
     for model in (execution, run):
-        of_row = joined.where(runs.c.run_id == model.run_id).correlate(model.__table__)
-        class_mapper(model, configure=False).add_property("status", column_property(of_row.scalar_subquery()))
+        of_row = joined.where(runs.c.run_id == model.run_id).correlate(model.__table__).scalar_subquery()
+        # The condition always holds. It is there to name the table: `select(Execution.status)` has no FROM otherwise.
+        known = case((model.run_id.is_not(None), of_row))
+        class_mapper(model, configure=False).add_property("status", column_property(known))
 
 
 def _add_relationships(execution: Any, run: Any, step: Any, attempt: Any) -> None:

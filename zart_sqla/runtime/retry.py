@@ -142,8 +142,11 @@ def error_types(setting: str, types: ErrorTypes) -> tuple[type[BaseException], .
         ConfigError: one of them is not an exception type.
     """
     several: tuple[Any, ...] = types if isinstance(types, tuple) else (types,)
-    one: Any
     for one in several:
-        if not (isinstance(one, type) and issubclass(one, BaseException)):
+        if not _is_error_type(one):
             raise ConfigError(setting, expected="an exception type or a tuple of them", actual=one)
     return several
+
+
+def _is_error_type(one: object) -> bool:
+    return isinstance(one, type) and issubclass(one, BaseException)

@@ -33,7 +33,9 @@ def insert(connection: Connection, names: TableNames, new: Sequence[NewExecution
     Returns:
         The runs of those that were inserted.
     """
-    rows = ((e.execution_id, e.run_id, e.task_name, e.payload, e.queue, None) for e in new)
+    # In one order, always: two that insert the same ids would else wait for each other for ever.
+    in_order = sorted(new, key=lambda one: one.execution_id)
+    rows = ((e.execution_id, e.run_id, e.task_name, e.payload, e.queue, None) for e in in_order)
     return set(connection.scalars(executions.start(names), parameters_of("given", _COLUMNS, rows)))
 
 

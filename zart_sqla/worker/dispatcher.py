@@ -141,7 +141,7 @@ class Dispatcher:
         """Leave the turns that do not end to themselves; what they do is not recorded any more."""
         for turn in self._turns.values():
             logger.error(
-                "execution %r ignores its cancellation and is left to itself; its task goes back to the queue",
+                "execution %r does not end and is left to itself; its task goes back to the queue",
                 turn.task.execution_id,
                 extra={"execution_id": turn.task.execution_id},
             )

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from zart_sqla.client.engines import apart
+from zart_sqla.client.engines import answering, apart
 from zart_sqla.store import executions, workers
 from zart_sqla.store.failures import brief
-from zart_sqla.worker.connections import answering
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -159,7 +158,7 @@ class Liveness:
         """Connect, and use the connection until it breaks or the worker stops."""
         engine = apart(self._engine)
         try:
-            async with asyncio.timeout(self._config.lease_seconds):
+            async with asyncio.timeout(self._config.answer_seconds):
                 connection = await engine.connect()
             try:
                 await self._use(connection, stopping)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from zart_sqla.client.engines import autocommit
+from zart_sqla.client.engines import connected
 from zart_sqla.records import RunHistory
 from zart_sqla.store import tasks
 from zart_sqla.store.failures import brief
@@ -48,7 +48,7 @@ class Poller:
         clock: DatabaseClock,
         dispatcher: Dispatcher,
     ) -> None:
-        self._engine = autocommit(engine)
+        self._engine = engine
         self._names = names
         self._identity = identity
         self._registry = registry
@@ -91,8 +91,9 @@ class Poller:
             try:
                 claimed = await self._claim(limit)
                 pause = _FIRST_PAUSE_SECONDS
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                logger.warning("cannot claim, trying again in %.1f s: %s", pause, brief(error))
+            except Exception as error:
+                is_usual = isinstance(error, SQLAlchemyError | OSError)
+                logger.warning("cannot claim, trying again in %.1f s: %s", pause, brief(error), exc_info=not is_usual)
                 self._is_unsure = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -106,10 +107,10 @@ class Poller:
         Returns:
             How many.
         """
-        async with self._engine.connect() as connection:
+        async with connected(self._engine, self._config.answer_seconds) as connection:
             if self._is_unsure:
-                await connection.run_sync(self._release_unknown)
                 self._is_unsure = False
+                await connection.run_sync(self._release_unknown)
             claimed, seconds = await connection.run_sync(self._take, limit)
             resumed = [task.run_id for task in claimed if task.attempt > 1]
             histories = await connection.run_sync(self._histories, resumed) if resumed else {}

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("zart_sqla.worker")
 
 _CANCELLATION_SECONDS: Final = 2.0  # how long a handler has to end once it is cancelled
+_FLUSH_SECONDS: Final = 5.0
 
 
 class Worker:
@@ -157,7 +158,7 @@ class _House:
         self._config = config
         self._identity = identity
         self._threads = Threads(config.max_concurrent_tasks)
-        self._writer = Writer(engine, names, identity, lease_seconds=config.lease_seconds)
+        self._writer = Writer(engine, names, identity, config)
         transactions = Transactions(engine, names, identity, clock, sessionmaker)
 
         def make_recorder(task: ClaimedTask) -> TaskRecorder:
@@ -216,7 +217,9 @@ class _House:
             self._dispatcher.abandon()
         poller.cancel()
         await asyncio.gather(poller, return_exceptions=True)
-        await self._writer.flush()
+        with contextlib.suppress(TimeoutError):  # the database is away: what is not written will run again
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._writer.flush()
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
 

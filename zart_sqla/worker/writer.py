@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from zart_sqla.client.engines import connected
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection
+    from sqlalchemy.engine.interfaces import IsolationLevel
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
@@ -124,14 +127,14 @@ class Writer:
         engine: where it takes its connection from, while there is something to write.
         names: the tables.
         identity: the worker.
-        lease_seconds: for how long it goes on trying where the database is in the way.
+        config: how long it waits for an answer, and goes on trying where the database is in the way.
     """
 
-    def __init__(self, engine: AsyncEngine, names: TableNames, identity: Identity, *, lease_seconds: float) -> None:
+    def __init__(self, engine: AsyncEngine, names: TableNames, identity: Identity, config: WorkerConfig) -> None:
         self._engine = engine
         self._names = names
         self._identity = identity
-        self._lease_seconds = lease_seconds
+        self._config = config
         self._queue: deque[_Pending] = deque()
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -189,7 +192,7 @@ class Writer:
         """Write the batch, and tell each of its writes what became of it."""
         try:
             written = await self._written(batch)
-        except SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001 - whatever one write brings up, the writer has to outlive it
             if len(batch) == 1:
                 _refuse(batch[0], error)
                 return
@@ -204,7 +207,7 @@ class Writer:
     async def _written(self, batch: Sequence[_Pending]) -> _Written:
         """Return what the batch came to, once it is committed; nothing, if the lease ended before it could be."""
         writes = _Batch.of([pending.write for pending in batch])
-        give_up_at = time.monotonic() + self._lease_seconds
+        give_up_at = time.monotonic() + self._config.lease_seconds
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -220,9 +223,9 @@ class Writer:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     async def _commit(self, batch: _Batch) -> _Written:
-        isolation_level = "AUTOCOMMIT" if batch.is_one_statement else "READ COMMITTED"
-        async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level=isolation_level)
+        isolation_level: IsolationLevel = "AUTOCOMMIT" if batch.is_one_statement else "READ COMMITTED"
+        seconds = self._config.answer_seconds
+        async with connected(self._engine, seconds, isolation_level=isolation_level) as connection:
             written = await connection.run_sync(self._apply, batch)
             await connection.commit()
             return written
@@ -271,7 +274,7 @@ def _resolve(pending: _Pending, written: _Written) -> None:
         pending.done.set_exception(TurnSignal(LeaseLost()))
 
 
-def _refuse(pending: _Pending, error: SQLAlchemyError) -> None:
+def _refuse(pending: _Pending, error: Exception) -> None:
     if not pending.done.done():
         problem = str(getattr(error, "orig", None) or error)
         refusal = InvalidDataError("what the turn has to write", [problem])

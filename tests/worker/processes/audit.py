@@ -89,6 +89,8 @@ class Database:
 
     def connect(self) -> None:
         """Connect, or connect again after the server was away."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
         self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row)
 
     def close(self) -> None:

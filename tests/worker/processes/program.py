@@ -1,6 +1,7 @@
 """The program of a worker under test: `DATABASE_URL` and the variables that `Crew.spawn` sets tell it what to do."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -29,7 +30,9 @@ async def main() -> None:
     config = WorkerConfig(**json.loads(os.environ[CONFIG]))
     async with PostgresScheduler(engine) as scheduler:
         await Worker(scheduler, registry, config).run()
-    await engine.dispose()
+    with contextlib.suppress(TimeoutError):  # it may be cut off, and SQLAlchemy takes its leave of each connection
+        async with asyncio.timeout(2):
+            await engine.dispose()
 
 
 if __name__ == "__main__":

@@ -51,13 +51,13 @@ class Stage:
         self._folder = folder
 
     async def workers(self, count: int, **settings: Any) -> list[WorkerProcess]:
-        """Start workers and return them when all are registered."""
+        """Start workers and return them when all work."""
         started = [self.crew.spawn(**settings) for _ in range(count)]
-        await eventually(lambda: all(self._is_registered(worker) for worker in started))
+        await eventually(lambda: all(self._works(worker) for worker in started))
         return started
 
     async def worker(self, **settings: Any) -> WorkerProcess:
-        """Start a worker and return it when it is registered."""
+        """Start a worker and return it when it works."""
         (worker,) = await self.workers(1, **settings)
         return worker
 
@@ -133,9 +133,9 @@ class Stage:
         """Return what all workers have logged, one after the other."""
         return "\n".join(f"--- {worker.name}\n{worker.log}" for worker in self.crew.workers)
 
-    def _is_registered(self, worker: WorkerProcess) -> bool:
+    def _works(self, worker: WorkerProcess) -> bool:
         assert worker.is_running, f"{worker.name} has ended"
-        return self.worker_id(worker) is not None
+        return "works on" in worker.log
 
 
 @asynccontextmanager
