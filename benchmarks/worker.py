@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks.workflows import registry
 from zart_sqla import PostgresScheduler, Worker, WorkerConfig
-from zart_sqla.worker import process
+from zart_sqla.worker.process import make_runner
 
 
 def count_statements(engine: AsyncEngine) -> Counter[str]:
@@ -38,4 +38,5 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("--concurrency", type=int, default=500)
     options = parser.parse_args()
-    process.run(work(options.url, options.concurrency))
+    with make_runner() as runner:
+        runner.run(work(options.url, options.concurrency))

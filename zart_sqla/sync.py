@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zart_sqla.errors import NotInWorkflowError
 from zart_sqla.runtime import groups, values, waits
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "context", "gather", "now", "random", "sleep", "uuid"]
 
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
 T = TypeVar("T")
 
 
@@ -47,6 +51,16 @@ def uuid(name: str) -> UUID:
     return _await("uuid(...)", values.uuid(name))
 
 
+@overload
+def gather(a: StepCall[A], /) -> tuple[A]: ...
+@overload
+def gather(a: StepCall[A], b: StepCall[B], /) -> tuple[A, B]: ...
+@overload
+def gather(a: StepCall[A], b: StepCall[B], c: StepCall[C], /) -> tuple[A, B, C]: ...
+@overload
+def gather(a: StepCall[A], b: StepCall[B], c: StepCall[C], d: StepCall[D], /) -> tuple[A, B, C, D]: ...
+@overload
+def gather(*calls: StepCall[T]) -> tuple[T, ...]: ...
 def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
     """Return the values of steps that run side by side; see `zart_sqla.gather`."""
     return _await("gather(...)", groups.gather(*calls))

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _duration(text: str) -> float:
-    return to_timedelta(text).total_duration()
+    return to_timedelta(text).total_seconds()
 
 
 def _run(options: argparse.Namespace, stack: ExitStack) -> int:

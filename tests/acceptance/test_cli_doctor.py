@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.command import Answer, Command
+from zart_sqla.cli.doctor import examine_version
 
 ALEMBIC = """[alembic]
 script_location = migrations
@@ -118,3 +119,18 @@ def test_alembic_trap(zart: Command, tmp_path: Path) -> None:
     assert "path_separator = space" in advice
     (tmp_path / "alembic.ini").write_text(ALEMBIC.format(separator="space"))
     assert findings(zart("doctor", "--json"), "alembic") == []
+
+
+def test_unreadable_alembic_configuration(zart: Command, tmp_path: Path) -> None:
+    """A configuration that cannot be read is a warning, not a traceback."""
+    (tmp_path / "alembic.ini").write_text("zart is not in a section\n")
+    answer = zart("doctor", "--json")
+    assert (answer.code, finding(answer, "alembic")[0]) == (0, "warning")
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [((13, 22), "problem"), ((14, 1), "ok"), ((18, 4), "ok"), ((19, 0), "warning")]
+)
+def test_server_version(version: tuple[int, int], level: str) -> None:
+    """PostgreSQL 14 to 18 will do; an older one will not, and a newer one is unknown."""
+    assert examine_version(version).level == level

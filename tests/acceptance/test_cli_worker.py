@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.command import Command, Running, is_alive, until
+from zart_sqla.cli.supervisor import Pauses
 
 HOLDING = "SELECT worker_id IS NOT NULL FROM zart_tasks"
 
@@ -191,3 +192,11 @@ def test_processes_that_cannot_start(zart: Command) -> None:
     outdated = zart.process("worker", "shop_jobs:registry", "--processes", "3", "--prefix", "other_")
     assert outdated.code == 1
     assert outdated.err.count("zart migrate") == 1
+
+
+def test_pauses() -> None:
+    """A process that dies soon again is started anew after ever longer pauses; one that lived a while, at once."""
+    pauses = Pauses()
+    assert [pauses.after(1.0) for _ in range(4)] == [0.0, 0.2, 0.4, 0.8]
+    assert max(pauses.after(1.0) for _ in range(20)) == 30.0
+    assert [pauses.after(60.0), pauses.after(1.0)] == [0.0, 0.2]

@@ -21,7 +21,7 @@ ERROR = ErrorRecord(error_type="ValueError", message="no", step="charge", attemp
 
 def new(execution_id: str, **options: Any) -> NewExecution:
     """Return an execution that is to be started."""
-    known = {"run_id": uuid4(), "task_name": "task", "payload": "1"}
+    known: dict[str, Any] = {"run_id": uuid4(), "task_name": "task", "payload": "1"}
     return NewExecution(execution_id=execution_id, **known | options)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 from uuid import uuid4
 
@@ -26,10 +27,9 @@ from tests.store.crew import (
     start,
 )
 from zart_sqla import ConfigError, ExecutionStatus
-from zart_sqla.records import ExecutionFilter, StepKind, StepStatus
+from zart_sqla.records import ExecutionFilter, FailedAttempt, RecordedStep, StepKind, StepStatus
 from zart_sqla.store import executions, tasks
 from zart_sqla.store.tasks import AttemptToRecord, StepToRecord
-from zart_sqla.records import FailedAttempt, RecordedStep
 
 NASTY = [
     "order_1%",
@@ -75,7 +75,7 @@ async def test_insert_conflict(database: Database) -> None:
     assert await database.run(executions.insert, [second, third]) == {third.run_id}
     assert (await info(database, "a")).payload == 1
     for table in ("executions", "execution_runs", "tasks"):
-        assert len(await rows(database, lambda tables, table=table: getattr(tables, table))) == 2
+        assert len(await rows(database, attrgetter(table))) == 2
 
 
 async def test_insert_same_id_twice_at_once(database: Database) -> None:
@@ -251,6 +251,7 @@ async def test_cancel_and_finish_at_the_same_time(database: Database, first: str
     ended = tasks.RunToFinish(claimed, '"done"', None)
 
     async with database.connected() as one, database.connected() as other:
+        loser: asyncio.Task[Any]
         if first == "cancel":
             assert await one.run(executions.cancel, "order-1")
             loser = asyncio.create_task(other.run(tasks.finish, worker, [ended]))
@@ -317,8 +318,8 @@ async def test_resume_of_what_has_not_failed(database: Database, status: str) ->
         await start(database, "order-1")
     if status in {"running", "completed"}:
         (claimed,) = await claim(database, worker)
-    if status == "completed":
-        await finish(database, worker, claimed)
+        if status == "completed":
+            await finish(database, worker, claimed)
     if status == "cancelled":
         await database.run(executions.cancel, "order-1")
     assert not await database.run(executions.resume, "order-1", uuid4())
@@ -419,7 +420,7 @@ async def test_pages_while_more_are_started(database: Database) -> None:
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "bnVsbA==", "WzEsMl0=", "\N{GRINNING FACE}", "WyJ4IiwgInkiXQ=="])
 async def test_bad_cursor(database: Database, cursor: str) -> None:
     """A cursor that is none is refused before anything is asked."""
-    with pytest.raises(ConfigError, match="^cursor: expected the next_cursor of an earlier page, got "):
+    with pytest.raises(ConfigError, match=r"^cursor: expected the next_cursor of an earlier page, got "):
         await database.run(executions.browse, wanted(), cursor)
 
 

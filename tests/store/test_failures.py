@@ -2,10 +2,11 @@
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, exc, insert, text
+from sqlalchemy import Connection, Executable, exc, insert, text
 
 from tests.store.connections import Database
 from tests.store.crew import new, start
@@ -45,6 +46,11 @@ async def raised(database: Database, function: Callable[[Connection], Any]) -> e
     return caught.value
 
 
+def execute(connection: Connection, statement: Executable) -> None:
+    """Execute a statement."""
+    connection.execute(statement)
+
+
 def kind_of(error: BaseException) -> str:
     """Return what the error is taken for."""
     assert not (is_transient(error) and is_data_fault(error))
@@ -55,7 +61,7 @@ async def test_every_state(database: Database) -> None:
     """An error is told by the SQLSTATE that the server gives it."""
     for state, expected in STATES.items():
         raising = text(f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$")
-        error = await raised(database, lambda connection, raising=raising: connection.execute(raising))
+        error = await raised(database, partial(execute, statement=raising))
         assert (sqlstate_of(error), kind_of(error)) == (state, expected)
         assert "on purpose" in brief(error)
         assert "RAISE" not in brief(error)
@@ -119,7 +125,7 @@ async def test_cut_connection(database: Database) -> None:
         (exc.InvalidRequestError("a bug"), "neither"),
         (ValueError("a bug"), "neither"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+    ids=["pool", "refused", "slow", "sqlalchemy", "python"],
 )
 def test_errors_without_state(error: Exception, expected: str) -> None:
     """An error that is none of the server's is told by its type."""

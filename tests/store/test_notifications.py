@@ -150,4 +150,4 @@ async def test_run_ids_are_all_that_is_told(database: Database, ear: Ear) -> Non
     await start(database, "\N{GRINNING FACE}" * 500)
     await database.run(executions.cancel, "\N{GRINNING FACE}" * 500)
     ((_, payload),) = ear.heard()
-    assert UUID(payload)
+    assert str(UUID(payload)) == payload

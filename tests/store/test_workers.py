@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -106,7 +107,7 @@ async def test_beat_of_a_buried_worker(database: Database) -> None:
     assert await bury(database, other) == [worker]
     await take_over(database, worker)
     answer = await beat(database, worker, (claimed.task_id, claimed.attempt))
-    assert (answer.is_alive, answer.lost) == (False, {claimed.task_id})
+    assert (answer.is_alive, answer.lost) == (False, frozenset({claimed.task_id}))
     assert [row["worker_id"] for row in await rows(database, lambda tables: tables.workers)] == [other]
 
 
@@ -183,9 +184,9 @@ async def test_lock_is_taken_once(database: Database) -> None:
     """Another session cannot take a lock that is held, and neither sees another key's."""
     async with database.connected() as one, database.connected() as other:
         for key in (1, 2**40, 2**62, -5):
-            assert await one.call(lambda connection, key=key: workers.lock(connection, key))
-            assert not await other.call(lambda connection, key=key: workers.lock(connection, key))
-            assert await other.call(lambda connection, key=key: workers.lock(connection, key + 1000))
+            assert await one.call(partial(workers.lock, lock_key=key))
+            assert not await other.call(partial(workers.lock, lock_key=key))
+            assert await other.call(partial(workers.lock, lock_key=key + 1000))
 
 
 async def test_take_over(database: Database) -> None:

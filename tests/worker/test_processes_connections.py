@@ -122,7 +122,7 @@ def _exists(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("mode", [Mode.HOLD, Mode.DROP], ids=["late", "lost"])
-@pytest.mark.parametrize("lease", ["3s", "30s"])
+@pytest.mark.parametrize("lease", ["4s", "30s"])
 async def test_unreachable(mode: Mode, lease: str, migrated_url: str, tmp_path: Path) -> None:
     """The network is away for longer than a short lease: the runs complete when it is back."""
     async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
@@ -176,11 +176,11 @@ async def test_half_open_pool(migrated_url: str, tmp_path: Path) -> None:
 async def test_cut_off(migrated_url: str, tmp_path: Path) -> None:
     """A worker that is cut off loses its work when its lease is over, and cannot write when it is back."""
     async with proxy(migrated_url) as network, stage(migrated_url, tmp_path) as play:
-        worker = await play.worker(lease_timeout="3s", url=network.url)
+        worker = await play.worker(lease_timeout="4s", url=network.url)
         handle = await play.start("note a", "hold b gate", "note c", execution_id="one")
         await play.began("b")
         worker_id = play.worker_id(worker)
-        other = await play.worker(lease_timeout="3s")
+        other = await play.worker(lease_timeout="4s")
         await network.set_mode(Mode.HOLD)
         assert await play.began("b", times=2) == other.name
         play.open("gate")
@@ -208,7 +208,7 @@ async def test_stopped_while_cut_off(migrated_url: str, tmp_path: Path) -> None:
 async def test_unwritable(migrated_url: str, tmp_path: Path) -> None:
     """What the database refuses for longer than the lease, for a fault that is not the run's, runs again later."""
     async with stage(migrated_url, tmp_path) as play:
-        worker = await play.worker(lease_timeout="3s")
+        worker = await play.worker(lease_timeout="4s")
         play.database.execute(REFUSE)
         handle = await play.start("note a", execution_id="one")
         await play.began("a", times=2)

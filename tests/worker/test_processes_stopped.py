@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.worker.processes.stage import eventually, stage
 
-LEASE = {"lease_timeout": "3s"}
+LEASE = {"lease_timeout": "5s"}
 
 
 @pytest.mark.parametrize("ends_first", ["the other", "the stopped one"])
@@ -64,7 +64,7 @@ async def test_slower_than_the_lease(migrated_url: str, tmp_path: Path) -> None:
         workers = await play.workers(4, **LEASE, max_concurrent_tasks=1)
         ids = {play.worker_id(worker) for worker in workers}
         handles = [
-            await play.start(f"{command} {command} 5", execution_id=f"{task}-{command}", task=task)
+            await play.start(f"{command} {command} 7", execution_id=f"{task}-{command}", task=task)
             for task, command in (
                 ("script", "block"),
                 ("script", "compute"),
@@ -92,7 +92,7 @@ async def test_in_a_commit(migrated_url: str, tmp_path: Path) -> None:
         stopped.freeze()
         await blocking.close()
         await eventually(lambda: ("one", "slow") in play.recorded())
-        await eventually(lambda: play.database.value("SELECT is_waiting AND attempt = 2 FROM zart_tasks"))
+        await eventually(lambda: play.database.value("SELECT is_waiting FROM zart_tasks"))
         writer = play.database.value("SELECT writer FROM audit WHERE kind = 'checkpoint' AND detail = 'slow'")
         assert writer == other.name
         stopped.thaw()

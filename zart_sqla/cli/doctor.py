@@ -99,7 +99,7 @@ async def _examine(database: Database) -> list[Finding]:
 
 
 async def _examine_server(scheduler: PostgresScheduler) -> AsyncGenerator[Finding]:
-    yield _examine_version(scheduler.engine.dialect.server_version_info or ())
+    yield examine_version(scheduler.engine.dialect.server_version_info or ())
     if await connections.has_sessions(scheduler.engine):
         yield _ok("session lock", "works: the death of a worker is noticed within seconds")
     else:
@@ -118,7 +118,8 @@ async def _examine_server(scheduler: PostgresScheduler) -> AsyncGenerator[Findin
         )
 
 
-def _examine_version(version: tuple[int | str, ...]) -> Finding:
+def examine_version(version: tuple[int | str, ...]) -> Finding:
+    """Return whether zart_sqla works on this version of the server."""
     shown = "PostgreSQL " + ".".join(map(str, version))
     major = int(version[0]) if version else 0
     if major < OLDEST_SERVER:

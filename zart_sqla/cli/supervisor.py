@@ -42,12 +42,17 @@ def supervise(arguments: Sequence[str], processes: int) -> int:
 
 
 @dataclass
-class _Pauses:
-    """How long to wait before a process that died is started anew: longer each time it dies soon."""
+class Pauses:
+    """How long to wait before a process that died is started anew: longer each time it dies soon.
+
+    Attributes:
+        seconds: the next pause.
+    """
 
     seconds: float = 0.0
 
     def after(self, lifetime: float) -> float:
+        """Return the pause after a process that lived for so many seconds."""
         if lifetime >= _HEALTHY_SECONDS:
             self.seconds = 0.0
         pause = self.seconds
@@ -93,7 +98,7 @@ class Supervisor:
 
     async def _keep_running(self, slot: int) -> int:
         """Run one process after the other, until the supervisor stops; return the exit code of the last."""
-        pauses = _Pauses()
+        pauses = Pauses()
         code = DONE
         while not self._stopping.is_set():
             started_at = time.monotonic()

@@ -22,6 +22,7 @@ from zart_sqla.cli.signals import Stops, end_now
 from zart_sqla.cli.supervisor import supervise
 from zart_sqla.config import PoolConfig, WorkerConfig
 from zart_sqla.runtime.handlers import TaskRegistry
+from zart_sqla.worker.process import make_runner
 from zart_sqla.worker.worker import Worker
 
 logger = logging.getLogger("zart_sqla.cli")
@@ -134,7 +135,7 @@ class _Process:
 
     def work(self, *, is_tethered: bool) -> int:
         """Work until stopped, and return the exit code."""
-        runner = asyncio.Runner(loop_factory=_loop_factory())
+        runner = make_runner()
         with self._stops.installed():
             if is_tethered:
                 threading.Thread(target=self._wait_for_input_to_end, name="zart-tether", daemon=True).start()
@@ -227,12 +228,3 @@ def _stray_threads(seconds: float) -> list[threading.Thread]:
 
 def _keeps_process(thread: threading.Thread) -> bool:
     return thread is not threading.current_thread() and not thread.daemon
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes the event loop: uvloop's if it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

@@ -113,8 +113,7 @@ async def connected(
     Unless told otherwise, each statement is a transaction of its own on it: one round trip, not three.
 
     Raises:
-        TimeoutError: no connection could be had in that time.
-        sqlalchemy.exc.DBAPIError: it did not answer in that time, or is broken otherwise.
+        TimeoutError: no connection could be had in that time, or it was cut.
     """
     async with AsyncExitStack() as stack:
         async with asyncio.timeout(seconds):
@@ -131,10 +130,44 @@ async def answering(connection: AsyncConnection, seconds: float) -> AsyncGenerat
     A connection can be half open: the other end is gone, or something between drops what is sent, and nobody says so;
     what waits on it would wait for hours. It is cut, not the task cancelled: SQLAlchemy then sees a disconnect, and
     does not trust the pool's other connections either.
+
+    Raises:
+        TimeoutError: it was cut.
     """
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    timer = asyncio.get_running_loop().call_later(seconds, driver.terminate)
+    watch = _Watch((await connection.get_raw_connection()).driver_connection, seconds)
     try:
         yield
+    except Exception as error:
+        if not watch.has_cut:
+            raise
+        raise TimeoutError(f"the database did not answer within {seconds:g} s") from error
     finally:
-        timer.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Cuts a connection after a while.
+
+    It counts the time in parts: while a handler blocks the loop no answer can be read, and that is not the database's
+    fault. Such a time counts as one part, however long it is.
+    """
+
+    _PARTS: Final = 5
+
+    def __init__(self, driver: Any, seconds: float) -> None:
+        self._driver = driver
+        self._part = seconds / self._PARTS
+        self._left = self._PARTS
+        self._timer = asyncio.get_running_loop().call_later(self._part, self._tick)
+        self.has_cut = False
+
+    def _tick(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._timer = asyncio.get_running_loop().call_later(self._part, self._tick)
+        else:
+            self.has_cut = True
+            self._driver.terminate()
+
+    def end(self) -> None:
+        self._timer.cancel()

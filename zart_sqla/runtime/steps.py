@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import string
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from zart_sqla.codec import annotations_of, codec_for, plain_json
 from zart_sqla.durations import to_positive_timedelta
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zart_sqla.runtime.retry import ErrorTypes, Retry
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 T = TypeVar("T")
 
 
@@ -104,12 +105,18 @@ class Step(Generic[P, T]):
             bound=(instance,),
         )
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else self._bound_to(instance)
-
 
 class AsyncStep(Step[P, T]):
     """A step made from an `async def`."""
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(
+        self: AsyncStep[Concatenate[Any, Q], T], instance: object, owner: type | None = None
+    ) -> AsyncStep[Q, T]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else self._bound_to(instance)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> StepCall[T]:
         """Return the call, to be awaited."""
@@ -118,6 +125,15 @@ class AsyncStep(Step[P, T]):
 
 class SyncStep(Step[P, T]):
     """A step made from a `def`."""
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(
+        self: SyncStep[Concatenate[Any, Q], T], instance: object, owner: type | None = None
+    ) -> SyncStep[Q, T]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else self._bound_to(instance)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the step's value.

@@ -145,13 +145,14 @@ def _is_dead(names: TableNames) -> ColumnElement[bool]:
     """Return the condition for a worker that is dead.
 
     Its lease ran out; or its connection is gone, and with it the lock, and it has not said since that it lives. After
-    a restart of the server all locks are gone, so the workers get a while to take theirs again.
+    a restart of the server all locks are gone, so the workers from before get a while to take theirs again.
     """
     workers = tables_of(names).workers
     silent = workers.c.heartbeat_at < func.now() - _seconds("grace_seconds")
-    server_is_warm = func.pg_postmaster_start_time() < func.now() - _SERVER_WARM_UP
+    server_start = func.pg_postmaster_start_time()
+    survived_no_restart = or_(server_start < func.now() - _SERVER_WARM_UP, server_start < workers.c.started_at)
     lock_is_gone = workers.c.lock_key.is_not(None) & ~_is_locked(workers.c.lock_key)
-    return or_(workers.c.lease_until < func.now(), case((silent, server_is_warm & lock_is_gone), else_=False))
+    return or_(workers.c.lease_until < func.now(), case((silent, survived_no_restart & lock_is_gone), else_=False))
 
 
 @functools.cache

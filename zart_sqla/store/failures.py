@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 _TRANSIENT_STATES: Final = frozenset(
@@ -56,7 +56,9 @@ def is_transient(error: BaseException) -> bool:
 def is_data_fault(error: BaseException) -> bool:
     """Return whether the error is about the values of a row, so that the same row would fail again."""
     state = sqlstate_of(error)
-    return state is not None and state[:2] in _DATA_CLASSES
+    if state is None:
+        return isinstance(error, DataError)  # the driver itself refuses the value
+    return state[:2] in _DATA_CLASSES
 
 
 def brief(error: BaseException) -> str:

@@ -223,6 +223,7 @@ class Liveness:
         else:
             self._clock.set(await connection.run_sync(self._insert, lock_key))
             self._is_registered = self._has_started = True
+            self._last_beat = time.monotonic()
             self._call(self._succeed)
         self._call(self._news.on_work)  # what was notified while nobody listened
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 # A busy worker holds thousands of small objects for some milliseconds each. With the defaults the collector walks
 # all of them over and over: a fifth of the process's time in a drain of five-step runs.
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run the coroutine to its end as all that this process does: on uvloop where that is installed."""
+def make_runner() -> asyncio.Runner:
+    """Set this process up to do nothing but work, and return what its worker runs in: uvloop if that is installed."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(main)
+    return asyncio.Runner(loop_factory=_loop_factory())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

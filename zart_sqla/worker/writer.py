@@ -43,6 +43,7 @@ MAX_BATCH: Final = 2000
 MAX_BATCH_CHARACTERS: Final = 32 * 1024 * 1024
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
+_ODD_ATTEMPTS: Final = 3  # where the error is none of SQLAlchemy's: it may be the driver's, or the write's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,11 +210,14 @@ class Writer:
         writes = _Batch.of([pending.write for pending in batch])
         give_up_at = time.monotonic() + self._config.lease_seconds
         pause = _FIRST_PAUSE_SECONDS
+        attempt = 0
         while True:
+            attempt += 1
             try:
                 return await self._commit(writes)
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                if is_data_fault(error):
+            except Exception as error:
+                is_usual = isinstance(error, SQLAlchemyError | OSError)
+                if is_data_fault(error) or (attempt == _ODD_ATTEMPTS and not is_usual):
                     raise
                 if time.monotonic() > give_up_at:
                     logger.exception("gave up writing %d checkpoints: the lease is over", len(batch))

@@ -1,0 +1,137 @@
+"""What type checkers make of workflows, and of the calls in them."""
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, assert_type
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from zart_sqla import (
+    Context,
+    Durable,
+    Failure,
+    Retry,
+    TaskRegistry,
+    capture,
+    context,
+    durable,
+    now,
+    random,
+    sync,
+    trx,
+    uuid,
+)
+from zart_sqla.runtime.handlers import AsyncDurable, SyncDurable
+
+
+@dataclass
+class Order:
+    """An input."""
+
+    id: str
+
+
+@dataclass
+class Receipt:
+    """An output."""
+
+    id: str
+
+
+async def refund(order: Order, failure: Failure) -> Receipt:
+    """Answer a failure."""
+    return Receipt(f"{order.id} {failure.message}")
+
+
+@durable
+async def bare(order: Order) -> Receipt:
+    """Be an `async def` workflow without options."""
+    return Receipt(order.id)
+
+
+@durable("order-fulfilment", timeout="30m", retry=Retry.fixed(1, 5), on_failure=refund)
+async def named(order: Order) -> Receipt:
+    """Be an `async def` workflow with options."""
+    return Receipt(order.id)
+
+
+@durable
+def plain(order: Order) -> Receipt:
+    """Be a `def` workflow."""
+    return Receipt(order.id)
+
+
+@durable("nightly")
+async def without_input() -> int:
+    """Take no input."""
+    return 3
+
+
+class OnboardingTask:
+    """A task as an object."""
+
+    async def run(self, data: Order) -> Receipt:
+        """Run."""
+        return Receipt(data.id)
+
+
+async def declarations() -> None:
+    """A workflow knows its input and output, and can be called as the plain function."""
+    assert_type(bare, AsyncDurable[Order, Receipt])
+    assert_type(named, AsyncDurable[Order, Receipt])
+    assert_type(plain, SyncDurable[Order, Receipt])
+    assert_type(without_input, AsyncDurable[None, int])
+    one: Durable[Order, Receipt] = named
+    assert_type(one.name, str)
+    coroutine: Coroutine[Any, Any, Receipt] = bare(Order("x"))
+    assert_type(await coroutine, Receipt)
+    assert_type(await bare(Order("x")), Receipt)
+    assert_type(plain(Order("x")), Receipt)
+    assert_type(await without_input(), int)
+
+
+def registry() -> TaskRegistry:
+    """Return a registry of all kinds of workflows."""
+    tasks = TaskRegistry()
+    tasks.register(bare)
+    tasks.register(plain)
+    tasks.register("other", named)
+    tasks.register("onboarding", OnboardingTask())
+    tasks.register("function", refund)
+    assert_type(tasks.names, list[str])
+    return tasks
+
+
+async def captured() -> None:
+    """Captured values have the type of what the function returns."""
+
+    async def read() -> Order:
+        return Order("x")
+
+    assert_type(await capture("a", datetime.now), datetime)
+    assert_type(await capture("b", read), Order)
+    assert_type(await now("t"), datetime)
+    assert_type(await random("r"), float)
+    assert_type(await uuid("u"), UUID)
+    assert_type(context(), Context)
+    assert_type(context().deadline, datetime | None)
+    assert_type(await trx(), AsyncSession)
+
+
+def captured_in_a_def_workflow() -> None:
+    """So have those without `await`."""
+    assert_type(sync.capture("a", datetime.now), datetime)
+    assert_type(sync.now("t"), datetime)
+    assert_type(sync.random("r"), float)
+    assert_type(sync.uuid("u"), UUID)
+    assert_type(sync.context(), Context)
+
+
+def refused(tasks: TaskRegistry) -> None:
+    """What is no workflow is told before anything runs."""
+    tasks.register(OnboardingTask())  # type: ignore[call-overload]
+    tasks.register("x", 3)  # type: ignore[call-overload]
+    durable(timeout=b"5s")  # type: ignore[call-overload]
+    plain("x")  # type: ignore[arg-type]
