@@ -110,7 +110,10 @@ def wheel(session: nox.Session) -> None:
         scripts = outside / "venv" / "bin"
         python = str(scripts / "python")
         session.run(python, "-m", "pip", "install", "--quiet", f"{built}[{EXTRAS}]", *group("tests"), external=True)
-        shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for folder_needed in ("tests", "examples"):
+            shutil.copytree(
+                ROOT / folder_needed, outside / folder_needed, ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copy(ROOT / "pyproject.toml", outside)
         session.chdir(outside)
         session.run(

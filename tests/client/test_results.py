@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.working import count_awaited, let_time_pass, scheduler_on, until, worker_on, working
+from tests.support.working import count_awaited, let_time_pass, registry_of, scheduler_on, until, worker_on, working
 from zart_sqla import (
     ExecutionCancelled,
     ExecutionFailed,
@@ -24,6 +24,8 @@ from zart_sqla import (
     PoolConfig,
     PostgresScheduler,
     WaitTimedOut,
+    Worker,
+    WorkerConfig,
     ZartError,
     durable,
     sleep,
@@ -177,6 +179,17 @@ async def test_woken_when_resumed_run_ends(migrated_url: str) -> None:
         assert (await handle.info()).run_index == 1
         with pytest.raises(ExecutionFinished):
             await handle.resume()
+
+
+async def test_worker_that_listened_stops(migrated_url: str) -> None:
+    """Who waited where a worker listened is woken also after that worker has stopped."""
+    async with worker_on(migrated_url, nap), scheduler_on(migrated_url) as scheduler:
+        async with Worker(scheduler, registry_of(nap), WorkerConfig(queues=["none"])):
+            handle = await scheduler.start(nap, 5)
+            wait = asyncio.create_task(handle.result(timeout=PATIENCE))
+            await eventually(lambda: count_awaited(scheduler), 1)
+        await let_time_pass(scheduler)
+        assert await wait == 5
 
 
 async def test_hundred_waiters(migrated_url: str) -> None:

@@ -329,3 +329,30 @@ async def test_completion_and_cancel_race(migrated_url: str) -> None:
             assert status is expected
         await eventually(lambda: count_rows(scheduler), {**(await count_rows(scheduler)), "tasks": 0})
         assert [await one.status() for one in handles] == statuses
+
+
+async def test_failure_handling_is_not_for_cancellation(migrated_url: str) -> None:
+    """Neither `on_failure` nor a retry of the body has a say in what was cancelled, whatever the body makes of it."""
+    place = Interruption()
+    called: list[object] = []
+
+    @step(retry=Retry.fixed(5, 0, on=BaseException))
+    async def stand() -> None:
+        await place.stand()
+
+    @durable(retry=Retry.fixed(5, 0), on_failure=lambda _data, failure: called.append(failure))
+    async def order() -> None:
+        try:
+            await stand()
+        except asyncio.CancelledError:
+            called.append("body")
+            raise ValueError("made an error of it") from None
+
+    async with working(migrated_url, order, workers=2) as scheduler:
+        handle = await scheduler.start(order)
+        await eventually(lambda: place.started)
+        await handle.cancel()
+        await eventually(lambda: called)
+        await is_cancelled_for_good(scheduler, handle)
+    assert called == ["body"]
+    assert place.started == 1

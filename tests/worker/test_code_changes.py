@@ -1,5 +1,6 @@
 """Code that is deployed between two turns of a run: appended steps are fine, anything else stops the run, resumably."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -189,3 +190,27 @@ async def test_resume_repeats_only_what_failed(migrated_url: str) -> None:
         assert await handle.result(timeout=PATIENCE) == "a shipped b"
         assert [one.name for one in await handle.steps()] == ["a", "ship", "b"]
     assert ran == {"a": 1, "ship": 2, "b": 1}
+
+
+async def test_resumed_once(migrated_url: str) -> None:
+    """Of many that resume a failed run at the same time one does; the others are told that it goes on."""
+    hold = asyncio.Event()
+
+    @step
+    async def ship() -> str:
+        ran["ship"] += 1
+        if ran["ship"] == 1:
+            raise OSError
+        await hold.wait()
+        return "shipped"
+
+    order = workflow(ship)
+    async with scheduler_on(migrated_url) as scheduler, worker_on(migrated_url, order):
+        handle = await scheduler.start(order)
+        await until(handle, ExecutionStatus.FAILED)
+        answers = await asyncio.gather(*(handle.resume() for _ in range(8)), return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == ["ExecutionAlreadyExists"] * 7 + ["NoneType"]
+        hold.set()
+        assert await handle.result(timeout=PATIENCE) == "shipped"
+        assert (await handle.info()).run_index == 1
+    assert ran == {"ship": 2}

@@ -1,6 +1,7 @@
 """Workers beside each other: each task has one of them at a time, and only one that can and may do it."""
 
 import asyncio
+import threading
 from collections import Counter
 from contextlib import AsyncExitStack
 from uuid import UUID
@@ -247,6 +248,77 @@ async def test_stopping_lets_finish(migrated_url: str) -> None:
         await stopping
         assert await running.result(timeout=PATIENCE) == 1
         assert await late.status() is ExecutionStatus.SCHEDULED
+
+
+async def test_stopping_with_a_stubborn_handler(migrated_url: str) -> None:
+    """What ignores its cancellation is left behind: another worker does it, and it cannot write any more."""
+    turns: list[str] = []
+    hanging, go_on = asyncio.Event(), asyncio.Event()
+
+    @step("{name}")
+    async def write(name: str) -> str:
+        return name
+
+    @durable
+    async def stubborn() -> str:
+        turns.append("turn")
+        if len(turns) > 1:
+            return await write("second")
+        hanging.set()
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                turns.append("ignored")
+        try:
+            return await write("first")
+        finally:
+            turns.append("refused")
+
+    async with scheduler_on(migrated_url) as scheduler, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(worker_on(migrated_url, stubborn, shutdown_timeout="10ms"))
+        handle = await scheduler.start(stubborn)
+        await hanging.wait()
+        await stack.enter_async_context(worker_on(migrated_url, stubborn))
+        await first.stop()
+        assert await handle.result(timeout=PATIENCE) == "second"
+        go_on.set()
+        await eventually(lambda: "refused" in turns)
+        assert [one.name for one in await handle.steps()] == ["second"]
+    assert turns == ["turn", "ignored", "turn", "refused"]
+
+
+async def test_stopping_with_a_thread_under_way(migrated_url: str) -> None:
+    """A plain handler cannot be interrupted: it is left behind too, and what it calls afterwards is refused."""
+    turns: list[str] = []
+    hanging, go_on = threading.Event(), threading.Event()
+
+    @step("{name}")
+    def write(name: str) -> str:
+        return name
+
+    @durable
+    def stubborn() -> str:
+        turns.append("turn")
+        if len(turns) > 1:
+            return write("second")
+        hanging.set()
+        go_on.wait(PATIENCE)
+        try:
+            return write("first")
+        finally:
+            turns.append("refused")
+
+    async with scheduler_on(migrated_url) as scheduler, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(worker_on(migrated_url, stubborn, shutdown_timeout="10ms"))
+        handle = await scheduler.start(stubborn)
+        await eventually(hanging.is_set)
+        await stack.enter_async_context(worker_on(migrated_url, stubborn))
+        await first.stop()
+        assert await handle.result(timeout=PATIENCE) == "second"
+        go_on.set()
+        await eventually(lambda: "refused" in turns)
+        assert [one.name for one in await handle.steps()] == ["second"]
 
 
 async def test_workers_leave_no_trace(migrated_url: str) -> None:

@@ -524,3 +524,102 @@ async def test_sleep_measured_by_the_database(migrated_url: str) -> None:
     assert info.completed_at is not None
     assert long.completed_at - long.started_at == timedelta(milliseconds=600)
     assert short.completed_at <= long.started_at < long.completed_at <= info.completed_at
+
+
+async def test_tasks_of_the_bodys_own(migrated_url: str) -> None:
+    """A body may run steps and sleeps in tasks of its own: what is recorded never runs again, whatever the order."""
+    ran: Counter[str] = Counter()
+    first_time = True
+
+    @step("{name}")
+    async def part(name: str) -> str:
+        ran[name] += 1
+        return name
+
+    async def chain(name: str) -> str:
+        await part(f"{name} before")
+        await sleep(f"{name} nap", "1h")
+        return await part(f"{name} after")
+
+    @durable
+    async def order() -> list[str]:
+        nonlocal first_time
+        names = ["a", "b", "c"] if first_time else ["c", "a", "b"]
+        first_time = False
+        chains = {}
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                chains[name] = group.create_task(chain(name))
+        return [chains[name].result() for name in "abc"] + [await part("end")]
+
+    async with working(migrated_url, order, workers=2) as scheduler:
+        handle = await scheduler.start(order)
+        while not (await handle.status()).is_terminal:
+            await let_time_pass(scheduler)
+        assert await handle.result() == ["a after", "b after", "c after", "end"]
+        names = [one.name for one in await handle.steps()]
+    assert sorted(names) == sorted(
+        [f"{name} {part}" for name in "abc" for part in ("before", "nap", "after")] + ["end"]
+    )
+    assert {name: times for name, times in ran.items() if name == "end"} == {"end": 1}
+
+
+async def test_timeout_of_the_bodys_own(migrated_url: str) -> None:
+    """A body may give a step less time than it would take, and go on with something else."""
+    seen: list[str] = []
+
+    @step
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("interrupted")
+
+    @step
+    async def instead() -> str:
+        return "something else"
+
+    @durable
+    async def order() -> str:
+        try:
+            async with asyncio.timeout(0.02):
+                await slow()
+        except TimeoutError:
+            return await instead()
+        return ""
+
+    async with working(migrated_url, order) as scheduler:
+        handle = await scheduler.start(order)
+        assert await handle.result(timeout=PATIENCE) == "something else"
+        assert [one.name for one in await handle.steps()] == ["instead"]
+    assert seen == ["interrupted"]
+
+
+async def test_declared_error_with_odd_data(migrated_url: str) -> None:
+    """A declared error is kept whatever data it brings, as far as JSON can tell."""
+
+    class Odd(Exception):
+        """An error with all sorts of things in it."""
+
+        def __init__(self, **things: object) -> None:
+            self.things = things
+            super().__init__("odd \x00")
+
+    @step(raises=Odd)
+    async def fail() -> None:
+        raise Odd(nul="\x00", nothing=None, number=float("nan"), thing=object(), nested={"raw": b"\xff", "many": {1}})
+
+    @durable
+    async def order() -> list[str]:
+        try:
+            await fail()
+        except Odd as error:
+            await sleep("pause", "1h")
+            return sorted(error.things)
+        return []
+
+    async with working(migrated_url, order, workers=2) as scheduler:
+        handle = await scheduler.start(order)
+        await until(handle, ExecutionStatus.WAITING)
+        await let_time_pass(scheduler)
+        assert await handle.result(timeout=PATIENCE) == ["nested", "nothing", "nul", "number", "thing"]

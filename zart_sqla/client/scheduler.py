@@ -64,10 +64,10 @@ class PostgresScheduler:
     ) -> None:
         if notify not in ("after_commit", "in_transaction"):
             raise ConfigError("notify", expected="'after_commit' or 'in_transaction'", actual=notify)
-        self.engine = checked_engine(engine)
-        self.names = names or TableNames.default()
-        self.ends = Ends(engine, self.names)
-        self.wake_ups = WakeUps(engine, self.names)
+        self.engine: AsyncEngine = checked_engine(engine)
+        self.names: TableNames = names or TableNames.default()
+        self.ends: Ends = Ends(engine, self.names)
+        self.wake_ups: WakeUps = WakeUps(engine, self.names)
         self._notify = notify
         self._owns_engine = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -131,10 +131,12 @@ class PostgresScheduler:
 
     async def close(self) -> None:
         """Send what is still to be notified, and close the engine if it is the scheduler's own."""
-        await self.wake_ups.flush()
-        await self.ends.close()
-        if self._owns_engine:
-            await self.engine.dispose()
+        try:
+            await self.wake_ups.flush()
+        finally:
+            await self.ends.close()
+            if self._owns_engine:
+                await self.engine.dispose()
 
     @property
     def sync(self) -> SyncScheduler:

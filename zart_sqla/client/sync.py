@@ -188,7 +188,7 @@ class SyncScheduler:
     def __init__(
         self, engine: Engine | None = None, *, names: TableNames | None = None, backend: Backend | None = None
     ) -> None:
-        self.names = names or TableNames.default()
+        self.names: TableNames = names or TableNames.default()
         if backend is None and engine is None:
             raise ConfigError("engine", expected="a sync Engine for PostgreSQL", actual=engine)
         self._backend: Backend = backend or EngineBackend(cast("Engine", engine), self.names, is_owned=False)

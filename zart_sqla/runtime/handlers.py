@@ -45,14 +45,14 @@ class Handler(Generic[D, R]):
         timeout: Duration | None = None,
         on_failure: Callable[[D, Failure], Any] | None = None,
     ) -> None:
-        self.name = checked_name("task name", name)
+        self.name: str = checked_name("task name", name)
         self.function = function
-        self.retry = checked_retry(retry)
+        self.retry: Retry = checked_retry(retry)
         self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
         if on_failure is not None and not callable(on_failure):
             raise ConfigError("on_failure", expected="a function of the input and the failure", actual=on_failure)
         self.on_failure = on_failure
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async: bool = inspect.iscoroutinefunction(function)
         self._parameter = _data_parameter(function)
         self._data_codec: Codec[D] | None = None
         self._result_codec: Codec[R] | None = None
@@ -89,7 +89,7 @@ class Durable(Generic[D, R]):
     def __init__(self, function: Callable[..., Any], handler: Handler[D, R]) -> None:
         self.handler = handler
         self.__doc__ = function.__doc__
-        self.__name__ = function.__name__
+        self.__name__: str = function.__name__
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
         self.__wrapped__ = function

@@ -53,16 +53,16 @@ class Step(Generic[P, T]):
     ) -> None:
         self.function = function
         self.kind = kind
-        self.retry = checked_retry(retry)
+        self.retry: Retry = checked_retry(retry)
         self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
-        self.raises = error_types("raises", raises)
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.raises: tuple[type[BaseException], ...] = error_types("raises", raises)
+        self.is_async: bool = inspect.iscoroutinefunction(function)
         self._template = name if name is not None else function.__name__
         self._is_templated = _fields_of(self._template, function)
         self._bound = bound
         self._codec: Codec[T] | None = None
         self.__doc__ = function.__doc__
-        self.__name__ = function.__name__
+        self.__name__: str = function.__name__
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
         self.__wrapped__ = function
@@ -168,10 +168,10 @@ class StepCall(Generic[T]):
     def __init__(
         self, step: Step[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
     ) -> None:
-        self.step = step
-        self.args = args
-        self.kwargs = kwargs
-        self.name = step.name_for(args, kwargs) if name is None else name
+        self.step: Step[..., T] = step
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.name: str = step.name_for(args, kwargs) if name is None else name
 
     def named(self, name: str) -> StepCall[T]:
         """Return the same call under this name."""

@@ -85,10 +85,10 @@ class Turn:
         self.task = task
         self.handler = handler
         self.recorder = recorder
-        self.journal = Journal(history)
+        self.journal: Journal = Journal(history)
         self.data: Any = None
         self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
-        self.is_async = handler.is_async
+        self.is_async: bool = handler.is_async
         self._stopped: StopReason | None = None
         self._divergence: NonDeterminismError | None = None
         self._signals: list[TurnSignal] = []

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from typing import TYPE_CHECKING
 
 from zart_sqla.client.ids import new_id
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 
 class Identity:
@@ -23,15 +27,15 @@ class Identity:
     """
 
     def __init__(self) -> None:
-        self.hostname = socket.gethostname()
-        self.pid = os.getpid()
+        self.hostname: str = socket.gethostname()
+        self.pid: int = os.getpid()
         self.renew()
 
     def renew(self) -> None:
         """Become another worker."""
-        self.worker_id = new_id()
+        self.worker_id: UUID = new_id()
         self.renew_lock()
 
     def renew_lock(self) -> None:
         """Choose another lock, for another session."""
-        self.lock_key = secrets.randbits(63)
+        self.lock_key: int = secrets.randbits(63)

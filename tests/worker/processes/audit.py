@@ -1,6 +1,7 @@
 """An independent checker: triggers keep a record of what is written, queries tell what must never be."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
@@ -101,6 +102,13 @@ class Database:
         """Return the rows of a statement, if it has any."""
         cursor = self._connection.execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def changed(self, statement: LiteralString) -> Generator[None]:
+        """Change something for a while."""
+        with self._connection.transaction(force_rollback=True):
+            self.execute(statement)
+            yield
 
     def value(self, statement: LiteralString, *parameters: object) -> Any:
         """Return the one value of a statement."""

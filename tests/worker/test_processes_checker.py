@@ -1,0 +1,48 @@
+"""The checker of these tests itself: it must see what it is there to see."""
+
+from pathlib import Path
+from typing import LiteralString
+
+import pytest
+
+from tests.worker.processes.audit import FORBIDDEN
+from tests.worker.processes.stage import stage
+
+RUN = "(SELECT run_id FROM zart_execution_runs)"
+
+CRIMES: dict[str, LiteralString] = {
+    "a run that has not ended has no task": "UPDATE zart_execution_runs SET outcome = NULL",
+    "a run that has ended still has a task": f"""
+        INSERT INTO zart_tasks (task_id, run_id, task_name, queue) SELECT run_id, run_id, 'x', 'x' FROM {RUN} AS runs
+    """,
+    "a task is held by a worker that is not there": f"""
+        INSERT INTO zart_tasks (task_id, run_id, task_name, queue, worker_id)
+        SELECT run_id, run_id, 'x', 'x', gen_random_uuid() FROM {RUN} AS runs
+    """,
+    "a run ended twice, or changed otherwise": "UPDATE zart_execution_runs SET outcome = 'failed'",
+    "a recorded step changed": "DELETE FROM zart_steps",
+    "a step was recorded by somebody who did not hold the run": f"""
+        INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, 'x', 'step', 1 FROM {RUN} AS runs
+    """,
+    "two workers wrote with one token": """
+        INSERT INTO audit (kind, run_id, token, is_fenced, writer)
+        SELECT kind, run_id, token, is_fenced, 'another' FROM audit WHERE kind = 'checkpoint'
+    """,
+    "an older turn wrote after a newer one": """
+        INSERT INTO audit (kind, run_id, token, is_fenced) SELECT kind, run_id, token - 1, is_fenced
+        FROM audit WHERE kind = 'checkpoint'
+    """,
+    "a step's own writes and its checkpoint are not both there, once each": "INSERT INTO deposits TABLE deposits",
+}
+
+
+async def test_sees(migrated_url: str, tmp_path: Path) -> None:
+    """Each of the things that must never be is found where it is, and nowhere else."""
+    assert CRIMES.keys() == FORBIDDEN.keys()
+    async with stage(migrated_url, tmp_path) as play:
+        await play.worker()
+        await (await play.start("deposit deposit-0", execution_id="one")).result(timeout="60s")
+        for problem, crime in CRIMES.items():
+            play.check()
+            with play.database.changed(crime), pytest.raises(AssertionError, match=problem):
+                play.check()
