@@ -111,9 +111,7 @@ def wheel(session: nox.Session) -> None:
         python = str(scripts / "python")
         session.run(python, "-m", "pip", "install", "--quiet", f"{built}[{EXTRAS}]", *group("tests"), external=True)
         for folder_needed in ("tests", "examples"):
-            shutil.copytree(
-                ROOT / folder_needed, outside / folder_needed, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / folder_needed, outside / folder_needed, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", outside)
         session.chdir(outside)
         session.run(
