@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Drain:
 
 
 @contextmanager
-def worker_process(url: str, concurrency: int) -> Iterator[dict[str, int]]:
+def worker_process(url: str, concurrency: int) -> Generator[dict[str, int]]:
     """Run one worker process; at the end, fill what is yielded with what it counted."""
     command = [sys.executable, "-m", "benchmarks.worker", url, "--concurrency", str(concurrency)]
     counts: dict[str, int] = {}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import Connection, Executable, exc, insert, text
 
@@ -122,10 +123,11 @@ async def test_cut_connection(database: Database) -> None:
         (exc.TimeoutError("the pool is exhausted"), "transient"),
         (ConnectionRefusedError("nobody there"), "transient"),
         (TimeoutError("too slow"), "transient"),
+        (asyncpg.InternalClientError("the server's last words were read"), "transient"),
         (exc.InvalidRequestError("a bug"), "neither"),
         (ValueError("a bug"), "neither"),
     ],
-    ids=["pool", "refused", "slow", "sqlalchemy", "python"],
+    ids=["pool", "refused", "slow", "ending", "sqlalchemy", "python"],
 )
 def test_errors_without_state(error: Exception, expected: str) -> None:
     """An error that is none of the server's is told by its type."""

@@ -29,12 +29,19 @@ class Link:
     def __init__(self, proxy: "Proxy") -> None:
         self._proxy = proxy
         self._mode: Mode | None = None
+        self._is_mute = False
+        self._last_words: bytes | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self.heard = bytearray()
 
     def drop(self) -> None:
         """Forward nothing any more, without telling either side."""
         self._mode = Mode.DROP
+
+    def mute(self, last_words: bytes = b"") -> None:
+        """Let what the client sends arrive, but none of the answers; not before it has sent these words."""
+        self._last_words = last_words
+        self._is_mute = not last_words
 
     def abort(self) -> None:
         """Reset the connection."""
@@ -61,8 +68,9 @@ class Link:
             while data := await source.read(CHUNK):
                 if heard is not None:
                     heard += data
+                    self._is_mute |= self._last_words is not None and self._last_words in data
                 await self._proxy.passing(self._current)
-                if self._current() is Mode.FORWARD:
+                if self._current() is Mode.FORWARD and not (self._is_mute and heard is None):
                     target.write(data)
                     await target.drain()
         await self._proxy.passing(self._current)

@@ -304,6 +304,15 @@ def test_cycles() -> None:
             codec.pack(value, subject="it")
 
 
+def test_keys_beside_replacement_characters() -> None:
+    """A replacement character is text like any other; a lone surrogate that became one is found, however deep."""
+    codec: Codec[Any] = codec_for(dict[str, list[dict[str, tuple[int, ...]]]])
+    value = {"\ufffd": [{"\ufffd": (1, 2)}]}
+    assert codec.pack(value, subject="it")[1] == value
+    with pytest.raises(InvalidDataError, match="lone surrogate"):
+        codec.pack({"a": [{"\ufffd": (1,)}, {"x\ud800": (1,)}]}, subject="it")
+
+
 def test_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text can be as long as the limit, in bytes, and no longer."""
     assert MAX_DATA_BYTES == 32 * 1024 * 1024

@@ -1,11 +1,12 @@
-"""Measure how soon the work of a killed worker runs again, with default settings: `python -m tests.worker.measure_takeover`.
+"""Measure how soon the work of a killed worker runs again: `python -m tests.worker.measure_takeover`.
 
-Two workers and a server of their own; the one that runs the step is killed with SIGKILL, a new one takes its place,
-and so on. Times are from the kill to the step's second beginning.
+All settings are the defaults. There are two workers and a server of their own; the one that runs the step is killed
+with SIGKILL, a new one takes its place, and so on. Times are from the kill to the step's second beginning.
 """
 
 import argparse
 import asyncio
+import random
 import statistics
 import tempfile
 import time
@@ -13,13 +14,16 @@ from pathlib import Path
 
 from tests.support.postgres import private_server
 from tests.worker.processes.stage import Stage, stage
-from zart_sqla import PostgresScheduler
+from zart_sqla import PostgresScheduler, WorkerConfig
+
+BEAT_SECONDS = WorkerConfig().heartbeat_seconds
 
 
 async def take_over(play: Stage, execution_id: str) -> float:
     """Return how long it took for another worker to take up a killed one's step."""
     handle = await play.start(f"hold {execution_id} {execution_id}", execution_id=execution_id)
     holder = play.find(await play.began(execution_id))
+    await asyncio.sleep(random.uniform(0, BEAT_SECONDS))  # so that the kill falls anywhere between two heartbeats
     killed_at = time.monotonic()
     holder.kill()
     await play.began(execution_id, times=2)

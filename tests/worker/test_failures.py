@@ -337,24 +337,31 @@ async def test_kinds_of_failure(migrated_url: str) -> None:
         "body": fail_by_itself,
     }
 
-    @durable(timeout="300ms", on_failure=handle_failure)
+    @durable(timeout="1h", on_failure=handle_failure)
     async def doomed(kind: str) -> str:
         await ways[kind]()
         return "unreachable"
 
-    async with working(migrated_url, doomed, workers=2) as scheduler:
-        handles = await scheduler.start_many(doomed, [(kind, kind) for kind in ways])
+    @durable(timeout="200ms", on_failure=handle_failure)
+    async def late(kind: str) -> str:
+        await ways[kind]()
+        return "unreachable"
+
+    async with working(migrated_url, doomed, late, workers=2) as scheduler:
+        handles = [
+            await scheduler.start(late if "deadline" in kind else doomed, kind, execution_id=kind) for kind in ways
+        ]
         results = [await handle.result(timeout=PATIENCE) for handle in handles]
         assert results == [f"tidied {kind}" for kind in ways]
         assert {await handle.status() for handle in handles} == {ExecutionStatus.COMPLETED}
-    late = DeadlineExceeded("'doomed' had not ended 0.3 s after its first turn began")
+    too_late = DeadlineExceeded("'late' had not ended 0.2 s after its first turn began")
     assert told == {
         "step": StepFailure("explode", "ValueError", "boom", 1),
         "declared": StepFailure("decline", "LookupError", "declined", 1),
         "retries": RetriesExhausted("explode_often", "ValueError", "boom, boom", 2),
         "step timeout": StepFailure("hang", "StepTimeout", "it had not ended after 0.02 s", 1),
-        "deadline": late,
-        "sleeping deadline": late,
+        "deadline": too_late,
+        "sleeping deadline": too_late,
         "body": BodyError("KeyError", "'body'", 1),
     }
 
@@ -379,12 +386,12 @@ async def test_failure_without_handler_at_the_deadline(migrated_url: str) -> Non
     async def sleepy() -> None:
         await sleep("night", "1d")
 
-    @durable(timeout="100ms", retry=Retry.fixed(100, "1ms"))
+    @durable(timeout="100ms", retry=Retry.fixed(1_000_000, "1ms"))
     async def stubborn() -> None:
         raise OSError("again")
 
-    async with working(migrated_url, slow, sleepy, workers=2) as scheduler:
-        for workflow in (slow, sleepy):
+    async with working(migrated_url, slow, sleepy, stubborn, workers=2) as scheduler:
+        for workflow in (slow, sleepy, stubborn):
             error = await failure_of(await scheduler.start(workflow))
             assert (error["error_type"], error["step"]) == ("ExecutionTimeout", None)
     assert seen == ["cancelled"]

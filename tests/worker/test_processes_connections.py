@@ -1,21 +1,22 @@
 """Connections that are cut, servers that go away: the worker goes on, and every run ends once."""
 
 import asyncio
+import functools
 import os
 import random
 import signal
-from collections import Counter
 from pathlib import Path
 from typing import Any, LiteralString
 
-import psycopg
 import pytest
 
 from tests.support.postgres import private_server
-from tests.support.proxies import Mode, proxy
+from tests.support.proxies import Mode, Proxy, proxy
 from tests.worker.processes.crew import WorkerProcess
 from tests.worker.processes.stage import Stage, eventually, stage
 from zart_sqla import PostgresScheduler
+
+pytestmark = pytest.mark.slow
 
 UNHURRIED = {"heartbeat_interval": "5s", "poll_interval": "300s"}
 """With these settings a worker has two seconds for a new connection, however busy the machine is."""
@@ -50,6 +51,11 @@ def lock_key(play: Stage, worker: WorkerProcess) -> Any:
     return play.database.value("SELECT lock_key FROM zart_workers WHERE pid = %s", worker.pid)
 
 
+def has_new_lock(play: Stage, worker: WorkerProcess, key: int) -> bool:
+    """Return whether a worker has another lock than this, and so another connection."""
+    return bool(lock_key(play, worker) != key)
+
+
 async def test_liveness(migrated_url: str, tmp_path: Path) -> None:
     """A worker whose own connection is cut is not taken for dead; it makes a new one and listens again."""
     async with stage(migrated_url, tmp_path) as play:
@@ -61,7 +67,7 @@ async def test_liveness(migrated_url: str, tmp_path: Path) -> None:
         for number in range(5):
             key = lock_key(play, worker)
             cut(play, worker, "liveness")
-            await eventually(lambda key=key: lock_key(play, worker) != key)
+            await eventually(functools.partial(has_new_lock, play, worker, key))
             news = await play.start("note b", execution_id=f"news-{number}")
             await news.result(timeout="30s")
         play.open("gate")
@@ -83,8 +89,8 @@ async def test_any(migrated_url: str, tmp_path: Path) -> None:
             await asyncio.sleep(chance.uniform(0, 0.2))  # the instant of the cut is what is random here
             cut(play, chance.choice(workers), chance.choice(list(KINDS)))
         await play.completed(60)
-        begun = Counter((entry.execution_id, entry.step) for entry in play.ledger.entries() if entry.event == "began")
-        assert {count for (_, step), count in begun.items() if not step.startswith("deposit")} == {1}
+        begun = play.ledger.begun()
+        assert {times for (_, step), times in begun.items() if not step.startswith("deposit")} == {1}
         assert [play.worker_id(worker) for worker in workers] == ids
 
 
@@ -106,10 +112,9 @@ async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
             await eventually(lambda: not _exists(pid))
             play.open("gate")  # the workers have something to write, and nowhere to
             await asyncio.to_thread(server.ensure_postgres_running)
-            play.database.connect()
+            play.database.reconnect()
             await play.completed(20)
-            begun = Counter((entry.execution_id, entry.step) for entry in play.ledger.entries() if entry.event == "began")
-            assert set(begun.values()) == {1}
+            assert set(play.ledger.begun().values()) == {1}
             assert [play.worker_id(worker) for worker in workers] == ids
 
 
@@ -127,16 +132,12 @@ async def test_unreachable(mode: Mode, lease: str, migrated_url: str, tmp_path: 
     """The network is away for longer than a short lease: the runs complete when it is back."""
     async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
         worker = await play.worker(lease_timeout=lease)
-        handles = [
-            await play.start("note a", "hold b first", "note c", "hold d second", "deposit deposit-e", execution_id=name)
-            for name in ("one", "two", "three")
-        ]
+        lines = ["note a", "hold b first", "note c", "hold d second", "deposit deposit-e"]
+        handles = [await play.start(*lines, execution_id=name) for name in ("one", "two", "three")]
         await play.began("b", times=3)
         await network.set_mode(mode)
         play.open("first")
-        await eventually(
-            lambda: play.database.value("SELECT heartbeat_at + INTERVAL '6 s' < now() FROM zart_workers")
-        )
+        await eventually(lambda: play.database.value("SELECT heartbeat_at + INTERVAL '6 s' < now() FROM zart_workers"))
         if mode is Mode.DROP:
             network.abort()  # what is lost stays lost
         await network.set_mode(Mode.FORWARD)
@@ -154,7 +155,7 @@ async def test_half_open_liveness(migrated_url: str, tmp_path: Path) -> None:
         worker_id, key = play.worker_id(worker), lock_key(play, worker)
         (listening,) = (link for link in network.links if b"LISTEN" in link.heard)
         listening.drop()
-        await eventually(lambda: lock_key(play, worker) != key)
+        await eventually(lambda: has_new_lock(play, worker, key))
         await (await play.start("note a", execution_id="one")).result(timeout="60s")
         assert play.worker_id(worker) == worker_id
 
@@ -215,3 +216,35 @@ async def test_unwritable(migrated_url: str, tmp_path: Path) -> None:
         play.database.execute("DROP TRIGGER refuse ON zart_steps")
         assert await handle.result(timeout="60s") == 1
         assert worker.is_running
+
+
+@pytest.mark.parametrize(("command", "last_words"), [("hold", b""), ("deposit", b"COMMIT"), ("wait", b"")])
+async def test_unanswered(command: str, last_words: bytes, migrated_url: str, tmp_path: Path) -> None:
+    """A commit whose answer is lost counts: what it wrote does not run again, be it a step or the end of the run."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
+        await play.worker()
+        for number in range(4):  # each connection of the pool now has the statements prepared
+            await (await play.start("note w", "deposit deposit-w", execution_id=f"{number}")).result(timeout="30s")
+        label = f"{command}-0"
+        handle = await play.start(f"{command} {label} gate", execution_id="one")
+        await play.began(label)
+        mute(network, last_words)
+        play.open("gate")
+        await eventually(lambda: ("one", label) in play.recorded() or play.count("completed") == 5)
+        abort(network)
+        assert await handle.result(timeout="30s") == 1
+        assert len(play.ledger.began(label)) == 1
+
+
+def mute(network: Proxy, last_words: bytes = b"") -> None:
+    """Have nothing answered any more on the connections of the pool, once the worker has sent these words there."""
+    for link in network.links:
+        if b"LISTEN" not in link.heard:
+            link.mute(last_words)
+
+
+def abort(network: Proxy) -> None:
+    """Reset the connections of the pool."""
+    for link in network.links:
+        if b"LISTEN" not in link.heard:
+            link.abort()

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ async def test_in_a_transaction(migrated_url: str, tmp_path: Path) -> None:
         assert play.database.value("SELECT count(*) FROM deposits") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 async def test_one_after_the_other(seed: int, migrated_url: str, tmp_path: Path) -> None:
     """Hundreds of runs complete, each once, while workers are killed at random instants."""
@@ -74,11 +76,16 @@ async def kill_one(play: Stage, chance: random.Random) -> None:
     recorded, seen = play.recorded(), len(play.ledger.entries())
     await asyncio.sleep(chance.uniform(0, 0.5))  # the instant of the kill is what is random here
     registered = await eventually(lambda: [w for w in play.crew.workers if w.is_running and play.worker_id(w)])
-    chance.choice(registered).kill()
+    victim = chance.choice(registered)
+    if chance.random() < 0.3:
+        victim.signal(signal.SIGTERM)
+        await asyncio.sleep(chance.uniform(0, 0.1))  # as is the instant of its farewell
+    victim.kill()
     play.check()
     assert play.ledger.repeated(recorded, after=seen) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["die", "leave"])
 async def test_too_often(fault: str, migrated_url: str, tmp_path: Path) -> None:
     """A task that takes down every worker is failed after five, with the reason; its neighbours complete."""

@@ -1,10 +1,15 @@
 """Workers that stand still and go on: a slow one keeps its work, one that stood too long cannot write any more."""
 
-import pytest
-import psycopg
+import asyncio
+import random
 from pathlib import Path
 
+import psycopg
+import pytest
+
 from tests.worker.processes.stage import eventually, stage
+
+pytestmark = pytest.mark.slow
 
 LEASE = {"lease_timeout": "5s"}
 
@@ -46,7 +51,9 @@ async def test_within_its_lease(migrated_url: str, tmp_path: Path) -> None:
         stopped.freeze()
         await eventually(
             lambda: play.database.value(
-                "SELECT min(heartbeat_at) FILTER (WHERE pid = %s) + INTERVAL '4 s' < max(heartbeat_at) FROM zart_workers",
+                """
+                SELECT min(heartbeat_at) FILTER (WHERE pid = %s) + INTERVAL '4 s' < max(heartbeat_at) FROM zart_workers
+                """,
                 stopped.pid,
             )
         )
@@ -114,3 +121,20 @@ async def blocker(url: str) -> psycopg.AsyncConnection:
         """
     )
     return connection
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_at_random_instants(seed: int, migrated_url: str, tmp_path: Path) -> None:
+    """Workers that stop and go on at any time, within their leases and past them: all runs complete, each once."""
+    chance = random.Random(seed)
+    lines = ["note a", "deposit deposit-b", "nap c 300ms", "note d", "nap e 600ms", "deposit deposit-f", "note g"]
+    async with stage(migrated_url, tmp_path) as play:
+        workers = await play.workers(3, lease_timeout="2s", poll_interval="1s", max_concurrent_tasks=5, max_crashes=50)
+        await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(100)])
+        for _ in range(8):
+            stopped = chance.choice(workers)
+            stopped.freeze()
+            await asyncio.sleep(chance.uniform(0, 4))  # the length of the stop is what is random here
+            play.check()
+            stopped.thaw()
+        await play.completed(100)

@@ -87,6 +87,12 @@ async def raise_an_error(session: AsyncSession) -> None:
     raise LookupError("after the write")
 
 
+async def lose_a_peer(session: AsyncSession) -> None:
+    """Fail as a call over the network does, which is none of the database's business."""
+    await session.flush()
+    raise ConnectionResetError("the peer is gone")
+
+
 async def hang(session: AsyncSession) -> None:
     """Take longer than the timeout."""
     await session.flush()
@@ -122,6 +128,7 @@ async def ask_twice(_session: AsyncSession) -> None:
 
 ENDS: dict[str, tuple[Callable[[AsyncSession], Awaitable[None]], str]] = {
     "error": (raise_an_error, "RetryExhausted LookupError"),
+    "network": (lose_a_peer, "StepFailed ConnectionResetError"),
     "timeout": (hang, "StepTimeout StepTimeout"),
     "refused": (violate_at_once, "StepFailed IntegrityError"),
     "refused at commit": (violate_at_commit, "StepFailed IntegrityError"),
@@ -137,7 +144,7 @@ async def test_both_are_absent(ledger_url: str, way: str) -> None:
     end, expected = ENDS[way]
     attempts: list[int] = []
 
-    @step(timeout="200ms", retry=Retry.fixed(1, 0, on=LookupError))
+    @step(timeout="200ms" if end is hang else "1h", retry=Retry.fixed(1, 0, on=LookupError))
     async def write() -> None:
         attempts.append(context().attempt)
         session = await trx()

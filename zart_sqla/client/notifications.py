@@ -7,11 +7,9 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import DBAPIError
-
 from zart_sqla.client.engines import apart, connected
 from zart_sqla.store import executions
-from zart_sqla.store.failures import brief, is_transient
+from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -93,7 +91,7 @@ class Ends:
             while True:
                 try:
                     await self._listen_once()
-                except (DBAPIError, OSError, TimeoutError) as error:
+                except DATABASE_ERRORS as error:
                     logger.warning("cannot listen for the ends of runs, polling instead: %s", brief(error))
                 self._is_listening.set()
                 self.tell_all()
@@ -166,7 +164,7 @@ class WakeUps:
             try:
                 async with connected(self._engine, _ANSWER_SECONDS) as connection:
                     await connection.run_sync(executions.notify, self._names.work_channel)
-            except (DBAPIError, OSError, TimeoutError) as error:
+            except DATABASE_ERRORS as error:
                 if not is_transient(error):
                     raise
                 logger.warning("could not wake the workers, they will find the work by polling: %s", brief(error))

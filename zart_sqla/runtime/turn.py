@@ -12,7 +12,7 @@ import inspect
 import logging
 from contextvars import copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from zart_sqla.errors import (
     ExecutionTimeout,
@@ -543,7 +543,7 @@ class _StepRun(Generic[T]):
 def _is_signal(error: BaseException) -> bool:
     """Return whether the error ends the turn or the process: it is no error of the step in which it was raised."""
     if isinstance(error, BaseExceptionGroup):
-        return any(map(_is_signal, error.exceptions))
+        return any(map(_is_signal, cast("BaseExceptionGroup[BaseException]", error).exceptions))
     return isinstance(error, _NO_FAULTS)
 
 

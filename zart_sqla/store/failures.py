@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy.exc import DataError, DBAPIError
+from asyncpg import InternalClientError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, InternalClientError)
+"""What working with the database can raise, where nothing is wrong with the code.
+
+asyncpg's own error comes past SQLAlchemy: the server has said that it ends the connection, and has not closed it yet.
+"""
 
 _TRANSIENT_STATES: Final = frozenset(
     {
@@ -47,7 +54,7 @@ def is_transient(error: BaseException) -> bool:
     """Return whether the error says nothing about what was asked, so that asking again later can succeed."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    if isinstance(error, PoolTimeoutError | OSError):
+    if isinstance(error, PoolTimeoutError | OSError | InternalClientError):
         return True
     state = sqlstate_of(error)
     return state is not None and (state in _TRANSIENT_STATES or state[:2] in _TRANSIENT_CLASSES)

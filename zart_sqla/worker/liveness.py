@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from zart_sqla.client.engines import answering, apart
 from zart_sqla.store import executions, workers
-from zart_sqla.store.failures import brief
+from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -42,7 +42,6 @@ GRACE_FACTOR: Final = 1.4
 
 _CANCEL = "cancel "
 _RECONNECT_SECONDS: Final = 0.2
-_BROKEN = (SQLAlchemyError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +91,7 @@ class Liveness:
         self._has_started = False
         self._is_registered = False
         self._has_left_work = False
+        self._is_stopping = False
         self._last_beat = time.monotonic()
 
     async def start(self) -> None:
@@ -112,6 +112,7 @@ class Liveness:
             has_left_work: whether there is work of which the others have to be told.
         """
         self._has_left_work = has_left_work
+        self._is_stopping = True
         loop, stopping = self._loop, self._stopping
         if loop is not None and stopping is not None and self._thread.is_alive():
             loop.call_soon_threadsafe(stopping.set)
@@ -128,6 +129,8 @@ class Liveness:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = stopping = asyncio.Event()
+        if self._is_stopping:
+            return
         while True:
             began = time.monotonic()
             try:
@@ -145,7 +148,7 @@ class Liveness:
                 return
 
     def _note_break(self, error: Exception) -> None:
-        is_usual = isinstance(error, _BROKEN)  # the driver's own errors, past SQLAlchemy, are not
+        is_usual = isinstance(error, DATABASE_ERRORS)
         logger.warning(
             "the worker's own connection is broken, making a new one: %s", brief(error), exc_info=not is_usual
         )
@@ -179,6 +182,8 @@ class Liveness:
         while not stopping.is_set():
             async with answering(connection, config.lease_seconds / 3):
                 beat = await self._beat(connection)
+            if self._home.is_closed():  # nobody has stopped the worker, but it cannot work any more
+                break
             if beat.has_dead:
                 async with answering(connection, config.answer_seconds):
                     await self._take_over(connection)

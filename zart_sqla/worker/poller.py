@@ -6,12 +6,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from zart_sqla.client.engines import connected
 from zart_sqla.records import RunHistory
 from zart_sqla.store import tasks
-from zart_sqla.store.failures import brief
+from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +90,7 @@ class Poller:
                 claimed = await self._claim(limit)
                 pause = _FIRST_PAUSE_SECONDS
             except Exception as error:
-                is_usual = isinstance(error, SQLAlchemyError | OSError)
+                is_usual = isinstance(error, DATABASE_ERRORS)
                 logger.warning("cannot claim, trying again in %.1f s: %s", pause, brief(error), exc_info=not is_usual)
                 self._is_unsure = True
                 await asyncio.sleep(pause)

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from zart_sqla.client.engines import answering
 from zart_sqla.errors import InvalidDataError, NotInWorkflowError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost, Suspended
 from zart_sqla.store import tasks
-from zart_sqla.store.failures import brief, is_data_fault, is_transient
+from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault, is_transient
 from zart_sqla.store.tasks import StepToRecord
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, async_sessionmaker
 
+    from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask, RecordedStep
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.clock import DatabaseClock
@@ -37,6 +39,7 @@ class Transactions:
         names: the tables.
         identity: the worker.
         clock: the database's time.
+        config: how long it waits for an answer when a step commits.
         sessionmaker: what makes the sessions. Default: plain sessions that do not expire on commit.
     """
 
@@ -46,12 +49,14 @@ class Transactions:
         names: TableNames,
         identity: Identity,
         clock: DatabaseClock,
+        config: WorkerConfig,
         sessionmaker: async_sessionmaker[AsyncSession] | None,
     ) -> None:
         self.engine = engine
         self.names = names
         self.identity = identity
         self.clock = clock
+        self.answer_seconds = config.answer_seconds
         self._sessionmaker = sessionmaker
 
     async def begin(self, task: ClaimedTask) -> OpenTransaction:
@@ -62,7 +67,7 @@ class Transactions:
         """
         try:
             connection = await self.engine.connect()
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except DATABASE_ERRORS as error:
             raise self.put_back(error) from error
         try:
             transaction = await connection.begin()
@@ -116,18 +121,25 @@ class OpenTransaction:
         await self._session.flush()
         if not self._transaction.is_active:
             raise NotInWorkflowError("session.rollback()", "must not be called on the session that trx() gave")
+        async with answering(self._connection, self._opener.answer_seconds):
+            is_written = await self._write(step)
+        if not is_written:
+            await self.rollback()
+            raise TurnSignal(LeaseLost())
+        await self._close()
+        return step
+
+    async def _write(self, step: RecordedStep) -> bool:
+        """Write the checkpoint and commit; return whether the task was still the worker's."""
         try:
             is_written = await self._connection.run_sync(self._record, step)
         except SQLAlchemyError as error:
             if is_data_fault(error):
                 raise InvalidDataError(f"the checkpoint of step {step.name!r}", [str(error.__cause__)]) from error
             raise
-        if not is_written:
-            await self.rollback()
-            raise TurnSignal(LeaseLost())
-        await self._transaction.commit()
-        await self._close()
-        return step
+        if is_written:
+            await self._transaction.commit()
+        return is_written
 
     def _record(self, connection: Connection, step: RecordedStep) -> bool:
         opener = self._opener
@@ -139,7 +151,7 @@ class OpenTransaction:
         try:
             if self._transaction.is_active:
                 await self._transaction.rollback()
-        except (SQLAlchemyError, OSError) as error:
+        except DATABASE_ERRORS as error:
             logger.warning("could not roll back a step, so its connection is dropped: %s", brief(error))
             await self._connection.invalidate()
         finally:

@@ -159,7 +159,7 @@ class _House:
         self._identity = identity
         self._threads = Threads(config.max_concurrent_tasks)
         self._writer = Writer(engine, names, identity, config)
-        transactions = Transactions(engine, names, identity, clock, sessionmaker)
+        transactions = Transactions(engine, names, identity, clock, config, sessionmaker)
 
         def make_recorder(task: ClaimedTask) -> TaskRecorder:
             return TaskRecorder(task, self._writer, clock, self._threads, transactions)
@@ -186,7 +186,11 @@ class _House:
         self._is_hurried = asyncio.Event()
 
     async def open(self) -> None:
-        await self._liveness.start()
+        try:
+            await self._liveness.start()
+        except BaseException:
+            await self._liveness.stop(has_left_work=False)
+            raise
         self._scheduler.note_loop()
         self._open.enter_context(self._scheduler.ends.fed())
         self._scheduler.wake_ups.add_listener(self._poller.wake)
@@ -212,11 +216,11 @@ class _House:
         self._poller.stop()
         poller, writer = self._loops
         await self._wait_for_turns()
+        poller.cancel()  # before the turns are stopped: no claim that is under way may start another
+        await asyncio.gather(poller, return_exceptions=True)
         self._dispatcher.stop_all(StopReason.SHUTDOWN)
         if not await self._dispatcher.wait(_CANCELLATION_SECONDS):
             self._dispatcher.abandon()
-        poller.cancel()
-        await asyncio.gather(poller, return_exceptions=True)
         with contextlib.suppress(TimeoutError):  # the database is away: what is not written will run again
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._writer.flush()

@@ -14,14 +14,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from zart_sqla.client.engines import connected
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
 from zart_sqla.store import tasks
-from zart_sqla.store.failures import brief, is_data_fault
+from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
 
 if TYPE_CHECKING:
@@ -216,7 +214,7 @@ class Writer:
             try:
                 return await self._commit(writes)
             except Exception as error:
-                is_usual = isinstance(error, SQLAlchemyError | OSError)
+                is_usual = isinstance(error, DATABASE_ERRORS)
                 if is_data_fault(error) or (attempt == _ODD_ATTEMPTS and not is_usual):
                     raise
                 if time.monotonic() > give_up_at:

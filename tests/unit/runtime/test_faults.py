@@ -147,6 +147,21 @@ class NewWithArguments(Exception):
         return made
 
 
+class MadeByKeyword(Exception):
+    """Cannot be made from its own arguments."""
+
+    code: int
+
+    def __new__(cls, *, code: int) -> Self:
+        """Make one."""
+        made = super().__new__(cls)
+        made.code = code
+        return made
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
 class BrokenText(Exception):
     """Has no text."""
 
@@ -171,6 +186,7 @@ ERRORS: list[BaseException] = [
     SlottedDeclined("funds", AMOUNT),
     Stolen("funds", cents=3),
     NewWithArguments("funds", 3),
+    MadeByKeyword(code=3),
     KeyError("missing"),
     OSError(2, "no such file"),
     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
@@ -239,6 +255,15 @@ def test_attributes_without_annotation() -> None:
     again: Any = replayed(error)
     assert again.args == error.args
     assert again.limit == AMOUNT
+
+
+def test_arguments_that_its_own_type_refuses() -> None:
+    """An error whose arguments somebody has changed comes back with those."""
+    error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    error.args = ("changed",)
+    again = replayed(error)
+    assert type(again) is UnicodeDecodeError
+    assert again.args == ("changed",)
 
 
 def test_notes_are_not_kept() -> None:

@@ -19,8 +19,9 @@ from zart_sqla import (
     durable,
     sleep,
     step,
+    trx,
 )
-from zart_sqla.records import StepKind
+from zart_sqla.records import RecordedStep, StepKind
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Suspended
 
 
@@ -565,6 +566,78 @@ async def test_lost_task_ends_the_turn() -> None:
     run.recorder.writes_left = 1
     assert await run.turn() == LeaseLost()
     assert calls == ["a", "b"]
+
+
+async def test_lost_between_attempts() -> None:
+    """When the failed attempt cannot be written any more the turn ends."""
+
+    @step(retry=Retry.fixed(3, SHORT))
+    async def work() -> None:
+        raise ValueError("no")
+
+    @durable
+    async def look() -> None:
+        await work()
+
+    run = MemoryRun(look)
+    run.recorder.writes_left = 1
+    assert await run.turn() == LeaseLost()
+    assert len(run.recorder.attempts) == 1
+
+
+async def test_somebody_was_first() -> None:
+    """What is recorded already counts, not what this turn came to."""
+
+    @step
+    async def work() -> int:
+        return 1
+
+    @durable
+    async def look() -> int:
+        return await work()
+
+    run = MemoryRun(look)
+    turn = run.claim()
+    run.recorder.steps["work"] = RecordedStep(name="work", kind=StepKind.STEP, position=0, result="2")
+    assert await turn.run() == Completed("2")
+
+
+async def test_signal_in_a_task_group_of_a_step() -> None:
+    """A signal that comes out of a step in a group is no error of the step."""
+
+    @step(retry=Retry.fixed(3, SHORT))
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(trx())
+
+    @durable
+    async def look() -> None:
+        await work()
+
+    run = MemoryRun(look)
+    run.recorder.writes_left = 0
+    assert await run.turn() == LeaseLost()
+    assert run.recorder.attempts == []
+
+
+@pytest.mark.parametrize("place", ["body", "step"])
+async def test_interrupt_of_the_process(place: str) -> None:
+    """A KeyboardInterrupt is nobody's error: it goes on to where the process ends."""
+
+    @step
+    async def work() -> None:
+        raise KeyboardInterrupt
+
+    @durable
+    async def look() -> None:
+        if place == "step":
+            await work()
+        raise KeyboardInterrupt
+
+    run = MemoryRun(look)
+    with pytest.raises(KeyboardInterrupt):
+        await run.claim().run()
+    assert run.steps == []
 
 
 async def test_suspension_survives_a_body_that_catches_everything() -> None:

@@ -86,12 +86,11 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.connect()
+        self._connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
 
-    def connect(self) -> None:
-        """Connect, or connect again after the server was away."""
-        if hasattr(self, "_connection"):
-            self._connection.close()
+    def reconnect(self) -> None:
+        """Make a new connection, after the server was away."""
+        self._connection.close()
         self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row)
 
     def close(self) -> None:

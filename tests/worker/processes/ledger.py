@@ -1,7 +1,8 @@
-"""A file in which workers note what their steps do, beside the database: a line is there even if its writer is killed."""
+"""A file in which workers note what their steps do, beside the database; it outlives the worker that wrote."""
 
 import os
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,14 @@ class Ledger:
             for entry in self.entries()
             if (entry.step, entry.event) == (step, "began") and execution_id in (None, entry.execution_id)
         ]
+
+    def workers(self) -> set[str]:
+        """Return the names of the workers that have noted something."""
+        return {entry.worker for entry in self.entries()}
+
+    def begun(self) -> Counter[tuple[str, str]]:
+        """Return how often each `(execution_id, step)` has begun."""
+        return Counter((entry.execution_id, entry.step) for entry in self.entries() if entry.event == "began")
 
     def repeated(self, recorded: Collection[tuple[str, str]], *, after: int) -> list[Entry]:
         """Return the entries after the first `after` that begin a step which was recorded before."""

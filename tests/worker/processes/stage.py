@@ -120,9 +120,8 @@ class Stage:
 
     def check(self) -> None:
         """Check what must be true at any time."""
-        for problem, query in FORBIDDEN.items():
-            found = self.database.execute(query)
-            assert not found, f"{problem}: {found}"
+        found = {problem: rows for problem, query in FORBIDDEN.items() if (rows := self.database.execute(query))}
+        assert not found, str(found)
 
     def check_idle(self) -> None:
         """Check what must be true when all is done and all workers were stopped."""
