@@ -2,14 +2,14 @@
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from zart_sqla.cli import demo, doctor, executions, migrations, worker
 from zart_sqla.cli.exits import EXPECTED, fail
 
-app = typer.Typer(
+app: Final = typer.Typer(
     name="zart",
     help="Durable execution in PostgreSQL: run workers, start executions and look after them.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 130 and 143 a second signal.",

@@ -134,7 +134,7 @@ async def notify(order: Order) -> None:
     await _work(0.05, 0.2)
 
 
-registry = TaskRegistry()
+registry: Final = TaskRegistry()
 registry.register(fulfil)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import Sequence
 
-logger = logging.getLogger("zart_sqla.supervisor")
+logger: Final = logging.getLogger("zart_sqla.supervisor")
 
 _HURRY_SECONDS: Final = 8.0  # a hurried worker takes up to five
 _FIRST_PAUSE_SECONDS: Final = 0.2

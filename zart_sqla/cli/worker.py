@@ -25,7 +25,7 @@ from zart_sqla.runtime.handlers import TaskRegistry
 from zart_sqla.worker.process import make_runner
 from zart_sqla.worker.worker import Worker
 
-logger = logging.getLogger("zart_sqla.cli")
+logger: Final = logging.getLogger("zart_sqla.cli")
 
 _HURRY_SECONDS: Final = 5.0  # a hurried worker cancels what runs, and hands it back
 _THREAD_SECONDS: Final = 1.0  # how long threads have to end by themselves

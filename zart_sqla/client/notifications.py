@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from zart_sqla.client.engines import apart, connected
 from zart_sqla.store import executions
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from zart_sqla.table_names import TableNames
 
-logger = logging.getLogger("zart_sqla.notifications")
+logger: Final = logging.getLogger("zart_sqla.notifications")
 
 _RETRY_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0

@@ -2,14 +2,14 @@
 
 # SQLAlchemy reads these annotations at run time, so there is no `from __future__ import annotations` here.
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import JSON, BigInteger, Integer, Text, Uuid, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
-Timestamp = TIMESTAMP(timezone=True)
+Timestamp: Final = TIMESTAMP(timezone=True)
 
 
 def _moment(*, default_now: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from zart_sqla.runtime.outcomes import LeaseLost, Suspended
@@ -18,3 +18,10 @@ class TurnSignal(BaseException):
     def __init__(self, outcome: Suspended | LeaseLost) -> None:
         self.outcome = outcome
         super().__init__(outcome)
+
+
+def ends_turn(error: BaseException) -> bool:
+    """Return whether the error ends the turn or the process: it is no error of the code in which it was raised."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(ends_turn, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, TurnSignal | KeyboardInterrupt | GeneratorExit)

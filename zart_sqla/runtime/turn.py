@@ -12,27 +12,21 @@ import inspect
 import logging
 from contextvars import copy_context
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from zart_sqla.errors import (
-    ExecutionTimeout,
-    InvalidDataError,
-    NonDeterminismError,
-    RetryExhausted,
-    StepFailed,
-    StepTimeout,
-)
+from zart_sqla.errors import ExecutionTimeout, NonDeterminismError
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep, StepKind
 from zart_sqla.runtime import faults
-from zart_sqla.runtime._signals import TurnSignal
-from zart_sqla.runtime.context import ActiveStep, active_step, current_body, current_turn
+from zart_sqla.runtime._signals import TurnSignal, ends_turn
+from zart_sqla.runtime.attempts import Attempts
+from zart_sqla.runtime.context import current_body, current_turn
 from zart_sqla.runtime.failures import failure_from
 from zart_sqla.runtime.journal import Journal
 from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from zart_sqla.records import ClaimedTask, RunHistory
     from zart_sqla.runtime.handlers import Handler
@@ -43,12 +37,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("zart_sqla.turn")
+logger: Final = logging.getLogger("zart_sqla.turn")
 
 # A user's code can end in more than an Exception: sys.exit() must fail its run, not take the worker down.
 _FAULTS = (Exception, SystemExit)
-# All else is the code's own error too, unless it is the turn that is being ended, or the process.
-_NO_FAULTS = (TurnSignal, KeyboardInterrupt, GeneratorExit)
 
 
 class StopReason(Enum):
@@ -177,7 +169,7 @@ class Turn:
         """Raise the error again if it is the turn that is being ended, or the process."""
         task = self._asyncio_task
         is_ending = self._interrupted() is not None or (task is not None and task.cancelling() > 0)
-        if isinstance(error, _NO_FAULTS) or (is_ending and not isinstance(error, _FAULTS)):
+        if ends_turn(error) or (is_ending and not isinstance(error, _FAULTS)):
             raise error
 
     async def _in_time(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -341,7 +333,7 @@ class Turn:
         """Return the value of the step at a place that was entered before."""
         if place.recorded is not None:
             return self.replayed(place.recorded, call)
-        return await _StepRun(self, place, call).run()
+        return await Attempts(self, place, call).run()
 
     def replayed(self, recorded: RecordedStep, call: StepCall[T]) -> T:
         """Return the value that is recorded for a step, or raise the error that is."""
@@ -385,166 +377,6 @@ class Turn:
             raise asyncio.CancelledError("the body is over") from None
         finally:
             self._bridged.discard(future)
-
-
-class _StepRun(Generic[T]):
-    """The running of one step, from its first attempt in this turn to its checkpoint."""
-
-    def __init__(self, turn: Turn, place: Place, call: StepCall[T]) -> None:
-        self._turn = turn
-        self._place = place
-        self._call = call
-        self._step = call.step
-        self._attempt = place.failed_attempts
-        self._started_at = turn.recorder.now()
-
-    async def run(self) -> T:
-        while True:
-            self._attempt += 1
-            self._started_at = self._turn.recorder.now()
-            active = ActiveStep(
-                turn=self._turn,
-                name=self._place.name,
-                attempt=self._attempt,
-                max_attempts=self._step.retry.max_attempts,
-                is_plain=self._step.is_async,
-            )
-            try:
-                return await self._succeed(await self._invoke(active), active)
-            except asyncio.CancelledError:
-                await self._undo(active)
-                raise
-            except BaseException as error:
-                if _is_signal(error):
-                    await self._undo(active)
-                    raise
-                await self._after_fault(error, active)
-
-    async def _invoke(self, active: ActiveStep) -> Any:
-        token = active_step.set(active)
-        try:
-            if self._step.timeout is None:
-                return await self._call_function()
-            return await self._call_in_time(self._step.timeout)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody cancelled this turn: it is the step's own, and so an error like others.
-            raise StepFailed(
-                active.name,
-                error_type="CancelledError",
-                message=faults.message_of(error),
-                attempts=active.attempt,
-            ) from error
-        finally:
-            active_step.reset(token)
-
-    async def _call_function(self) -> Any:
-        call = self._call
-        if self._step.is_async:
-            return await self._step.function(*call.args, **call.kwargs)
-        return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
-
-    async def _call_in_time(self, limit: timedelta) -> Any:
-        scope = asyncio.timeout(limit.total_seconds())
-        try:
-            async with scope:
-                return await self._call_function()
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise faults.step_timeout(self._place.name, limit, attempts=self._attempt) from None
-
-    async def _succeed(self, value: Any, active: ActiveStep) -> T:
-        name = self._place.name
-        try:
-            text, packed = self._step.codec.pack(value, subject=f"the result of step {name!r}")
-            checkpoint = self._checkpoint(result=text)
-            recorded = await (
-                self._turn.record(checkpoint) if active.transaction is None else self._commit(active, checkpoint)
-            )
-        except InvalidDataError as error:
-            raise faults.step_error(StepFailed, name, error, attempts=self._attempt) from error
-        if recorded is not checkpoint:  # somebody was first, and what is recorded counts
-            return self._turn.replayed(recorded, self._call)
-        return packed
-
-    async def _commit(self, active: ActiveStep, checkpoint: RecordedStep) -> RecordedStep:
-        assert active.transaction is not None  # noqa: S101 - the caller has looked
-        try:
-            return await active.transaction.commit(checkpoint)
-        except TurnSignal as signal:
-            raise self._turn.note(signal) from None
-
-    async def _after_fault(self, error: BaseException, active: ActiveStep) -> None:
-        """Return if another attempt is to be made now; raise what the step ends in if not."""
-        signal = None if active.transaction is None else active.transaction.signal_for(error)
-        await self._undo(active)
-        if isinstance(signal, TurnSignal):
-            raise self._turn.note(signal)
-        step, name, attempt = self._step, self._place.name, self._attempt
-        if isinstance(error, StepFailed | StepTimeout) and error.step == name:
-            await self._fail(error, faults.record_of(error))
-        is_declared = isinstance(error, step.raises)
-        may_retry = step.retry.covers(error) and not (is_declared and step.retry.on == (Exception,))
-        if may_retry and attempt <= step.retry.retries:
-            await self._wait_for_retry(error)
-        elif is_declared:
-            await self._fail(error, faults.business_record(name, error, attempts=attempt))
-        else:
-            kind = RetryExhausted if may_retry and step.retry.retries else StepFailed
-            failed = faults.step_error(kind, name, error, attempts=attempt)
-            await self._fail(failed, faults.record_of(failed))
-
-    async def _fail(self, error: BaseException, record: ErrorRecord) -> NoReturn:
-        await self._turn.record(self._checkpoint(error=record))
-        raise self._turn.from_step(error, record)
-
-    async def _wait_for_retry(self, error: BaseException) -> None:
-        turn, attempt = self._turn, self._attempt
-        failed = FailedAttempt(
-            step=self._place.name, attempt=attempt, error=faults.record_of(error), started_at=self._started_at
-        )
-        try:
-            await turn.recorder.record_attempt(failed)
-        except TurnSignal as signal:
-            raise turn.note(signal) from None
-        delay = self._step.retry.delay_after(attempt)
-        logger.info(
-            "step %r failed on attempt %d, next in %.3f s: %s",
-            self._place.name,
-            attempt,
-            delay.total_seconds(),
-            failed.error.message,
-            extra={"execution_id": turn.task.execution_id, "step": self._place.name, "attempt": attempt},
-        )
-        if delay > turn.recorder.short_wait:
-            raise turn.suspend(turn.recorder.now() + delay)
-        await asyncio.sleep(delay.total_seconds())
-
-    async def _undo(self, active: ActiveStep) -> None:
-        transaction, active.transaction = active.transaction, None
-        if transaction is not None:
-            await transaction.rollback()
-
-    def _checkpoint(self, *, result: str | None = None, error: ErrorRecord | None = None) -> RecordedStep:
-        return RecordedStep(
-            name=self._place.name,
-            kind=self._place.kind,
-            position=self._place.position,
-            attempts=self._attempt,
-            result=result,
-            error=error,
-            started_at=self._started_at,
-        )
-
-
-def _is_signal(error: BaseException) -> bool:
-    """Return whether the error ends the turn or the process: it is no error of the step in which it was raised."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(_is_signal, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-    return isinstance(error, _NO_FAULTS)
 
 
 def _due_first(outcome: Suspended) -> float:

@@ -8,7 +8,7 @@ from asyncpg import InternalClientError
 from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, InternalClientError)
+DATABASE_ERRORS: Final[tuple[type[Exception], ...]] = (SQLAlchemyError, OSError, InternalClientError)
 """What working with the database can raise, where nothing is wrong with the code.
 
 asyncpg's own error comes past SQLAlchemy: the server has said that it ends the connection, and has not closed it yet.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zart_sqla.runtime.ports import Recorder
     from zart_sqla.worker.writer import Writer
 
-logger = logging.getLogger("zart_sqla.worker")
+logger: Final = logging.getLogger("zart_sqla.worker")
 
 _SUSPICION_SECONDS: Final = 30.0
 
@@ -69,7 +69,7 @@ class Dispatcher:
         self._has_slot = asyncio.Event()
         self._has_slot.set()
         self.held: dict[UUID, int] = {}
-        self.handed_back = False
+        self.handed_back: bool = False
 
     @property
     def free_slots(self) -> int:

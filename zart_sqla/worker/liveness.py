@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zart_sqla.worker.clock import DatabaseClock
     from zart_sqla.worker.identity import Identity
 
-logger = logging.getLogger("zart_sqla.liveness")
+logger: Final = logging.getLogger("zart_sqla.liveness")
 
 GRACE_FACTOR: Final = 1.4
 """For how many heartbeats a worker counts as alive whose connection is gone: it may be making a new one."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zart_sqla.worker.dispatcher import Dispatcher
     from zart_sqla.worker.identity import Identity
 
-logger = logging.getLogger("zart_sqla.poller")
+logger: Final = logging.getLogger("zart_sqla.poller")
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0

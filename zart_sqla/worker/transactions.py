@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zart_sqla.worker.clock import DatabaseClock
     from zart_sqla.worker.identity import Identity
 
-logger = logging.getLogger("zart_sqla.transactions")
+logger: Final = logging.getLogger("zart_sqla.transactions")
 
 
 class Transactions:
@@ -56,7 +56,7 @@ class Transactions:
         self.names = names
         self.identity = identity
         self.clock = clock
-        self.answer_seconds = config.answer_seconds
+        self.answer_seconds: float = config.answer_seconds
         self._sessionmaker = sessionmaker
 
     async def begin(self, task: ClaimedTask) -> OpenTransaction:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zart_sqla.records import ClaimedTask
     from zart_sqla.runtime.handlers import TaskRegistry
 
-logger = logging.getLogger("zart_sqla.worker")
+logger: Final = logging.getLogger("zart_sqla.worker")
 
 _CANCELLATION_SECONDS: Final = 2.0  # how long a handler has to end once it is cancelled
 _FLUSH_SECONDS: Final = 5.0

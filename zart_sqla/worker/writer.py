@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
 
-logger = logging.getLogger("zart_sqla.writer")
+logger: Final = logging.getLogger("zart_sqla.writer")
 
 MAX_BATCH: Final = 2000
 MAX_BATCH_CHARACTERS: Final = 32 * 1024 * 1024

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 revision = "zart_0001"
 down_revision = None
-branch_labels = ("zart",)
+branch_labels: tuple[str, ...] = ("zart",)
 depends_on = None
 
 TIMESTAMP = postgresql.TIMESTAMP(timezone=True)

@@ -1,0 +1,190 @@
+"""Running a step that is not recorded yet: attempt after attempt, until there is a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+
+from zart_sqla.errors import InvalidDataError, RetryExhausted, StepFailed, StepTimeout
+from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep
+from zart_sqla.runtime import faults
+from zart_sqla.runtime._signals import TurnSignal, ends_turn
+from zart_sqla.runtime.context import ActiveStep, active_step
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from zart_sqla.runtime.journal import Place
+    from zart_sqla.runtime.steps import StepCall
+    from zart_sqla.runtime.turn import Turn
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("zart_sqla.attempts")
+
+
+class Attempts(Generic[T]):
+    """The attempts at one step, from the first in this turn to the checkpoint.
+
+    Args:
+        turn: the turn that came to the step.
+        place: where in the body that is.
+        call: the step, and the arguments of this call.
+    """
+
+    def __init__(self, turn: Turn, place: Place, call: StepCall[T]) -> None:
+        self._turn = turn
+        self._place = place
+        self._call = call
+        self._step = call.step
+        self._attempt = place.failed_attempts
+        self._started_at = turn.recorder.now()
+
+    async def run(self) -> T:
+        """Return the step's value, once it is recorded.
+
+        Raises:
+            TurnSignal: the turn ends here.
+            CancelledError: it was stopped.
+            StepFailed: the step has failed for good, which is recorded; or one of its kinds, or an error in `raises`.
+        """
+        while True:
+            self._attempt += 1
+            self._started_at = self._turn.recorder.now()
+            active = ActiveStep(
+                turn=self._turn,
+                name=self._place.name,
+                attempt=self._attempt,
+                max_attempts=self._step.retry.max_attempts,
+                is_plain=self._step.is_async,
+            )
+            try:
+                return await self._succeed(await self._invoke(active), active)
+            except asyncio.CancelledError:
+                await self._undo(active)
+                raise
+            except BaseException as error:
+                if ends_turn(error):
+                    await self._undo(active)
+                    raise
+                await self._after_fault(error, active)
+
+    async def _invoke(self, active: ActiveStep) -> Any:
+        token = active_step.set(active)
+        try:
+            if self._step.timeout is None:
+                return await self._call_function()
+            return await self._call_in_time(self._step.timeout)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled this turn: it is the step's own, and so an error like others.
+            raise StepFailed(
+                active.name,
+                error_type="CancelledError",
+                message=faults.message_of(error),
+                attempts=active.attempt,
+            ) from error
+        finally:
+            active_step.reset(token)
+
+    async def _call_function(self) -> Any:
+        call = self._call
+        if self._step.is_async:
+            return await self._step.function(*call.args, **call.kwargs)
+        return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
+
+    async def _call_in_time(self, limit: timedelta) -> Any:
+        scope = asyncio.timeout(limit.total_seconds())
+        try:
+            async with scope:
+                return await self._call_function()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise faults.step_timeout(self._place.name, limit, attempts=self._attempt) from None
+
+    async def _succeed(self, value: Any, active: ActiveStep) -> T:
+        name = self._place.name
+        try:
+            text, packed = self._step.codec.pack(value, subject=f"the result of step {name!r}")
+            checkpoint = self._checkpoint(result=text)
+            recorded = await (
+                self._turn.record(checkpoint) if active.transaction is None else self._commit(active, checkpoint)
+            )
+        except InvalidDataError as error:
+            raise faults.step_error(StepFailed, name, error, attempts=self._attempt) from error
+        if recorded is not checkpoint:  # somebody was first, and what is recorded counts
+            return self._turn.replayed(recorded, self._call)
+        return packed
+
+    async def _commit(self, active: ActiveStep, checkpoint: RecordedStep) -> RecordedStep:
+        assert active.transaction is not None  # noqa: S101 - the caller has looked
+        try:
+            return await active.transaction.commit(checkpoint)
+        except TurnSignal as signal:
+            raise self._turn.note(signal) from None
+
+    async def _after_fault(self, error: BaseException, active: ActiveStep) -> None:
+        """Return if another attempt is to be made now; raise what the step ends in if not."""
+        signal = None if active.transaction is None else active.transaction.signal_for(error)
+        await self._undo(active)
+        if isinstance(signal, TurnSignal):
+            raise self._turn.note(signal)
+        step, name, attempt = self._step, self._place.name, self._attempt
+        if isinstance(error, StepFailed | StepTimeout) and error.step == name:
+            await self._fail(error, faults.record_of(error))
+        is_declared = isinstance(error, step.raises)
+        may_retry = step.retry.covers(error) and not (is_declared and step.retry.on == (Exception,))
+        if may_retry and attempt <= step.retry.retries:
+            await self._wait_for_retry(error)
+        elif is_declared:
+            await self._fail(error, faults.business_record(name, error, attempts=attempt))
+        else:
+            kind = RetryExhausted if may_retry and step.retry.retries else StepFailed
+            failed = faults.step_error(kind, name, error, attempts=attempt)
+            await self._fail(failed, faults.record_of(failed))
+
+    async def _fail(self, error: BaseException, record: ErrorRecord) -> NoReturn:
+        await self._turn.record(self._checkpoint(error=record))
+        raise self._turn.from_step(error, record)
+
+    async def _wait_for_retry(self, error: BaseException) -> None:
+        turn, attempt = self._turn, self._attempt
+        failed = FailedAttempt(
+            step=self._place.name, attempt=attempt, error=faults.record_of(error), started_at=self._started_at
+        )
+        try:
+            await turn.recorder.record_attempt(failed)
+        except TurnSignal as signal:
+            raise turn.note(signal) from None
+        delay = self._step.retry.delay_after(attempt)
+        logger.info(
+            "step %r failed on attempt %d, next in %.3f s: %s",
+            self._place.name,
+            attempt,
+            delay.total_seconds(),
+            failed.error.message,
+            extra={"execution_id": turn.task.execution_id, "step": self._place.name, "attempt": attempt},
+        )
+        if delay > turn.recorder.short_wait:
+            raise turn.suspend(turn.recorder.now() + delay)
+        await asyncio.sleep(delay.total_seconds())
+
+    async def _undo(self, active: ActiveStep) -> None:
+        transaction, active.transaction = active.transaction, None
+        if transaction is not None:
+            await transaction.rollback()
+
+    def _checkpoint(self, *, result: str | None = None, error: ErrorRecord | None = None) -> RecordedStep:
+        return RecordedStep(
+            name=self._place.name,
+            kind=self._place.kind,
+            position=self._place.position,
+            attempts=self._attempt,
+            result=result,
+            error=error,
+            started_at=self._started_at,
+        )
