@@ -40,7 +40,7 @@ def group(name: str) -> tuple[str, ...]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
-def run_pytest(session: nox.Session, *args: str, env: dict[str, str] | None = None) -> None:
+def run_python(session: nox.Session, *args: str, env: dict[str, str] | None = None) -> None:
     """Run `python -m` with these arguments, and leave interrupted tests the time to clean up."""
     session.run("python", "-m", *args, env=env, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE)
 
@@ -78,10 +78,10 @@ def tests(session: nox.Session, postgres: str, sqlalchemy: str) -> None:
     env = {"ZART_TEST_POSTGRES": postgres}
     pytest = ("pytest", "-n", "logical", "--dist", "worksteal", *session.posargs)
     if sqlalchemy == "oldest" or session.posargs:
-        run_pytest(session, *pytest, env=env)
+        run_python(session, *pytest, env=env)
         return
     session.run("coverage", "erase")
-    run_pytest(session, "coverage", "run", "-m", *pytest, env=env)
+    run_python(session, "coverage", "run", "-m", *pytest, env=env)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -90,14 +90,14 @@ def tests(session: nox.Session, postgres: str, sqlalchemy: str) -> None:
 def migrations(session: nox.Session) -> None:
     """Run the migration tests alone: each revision up and down, and `alembic check`."""
     session.install("-e", f".[{EXTRAS}]", *group("tests"))
-    run_pytest(session, "pytest", "tests/migrations", *session.posargs)
+    run_python(session, "pytest", "tests/migrations", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Check the documentation alone: its Python compiles, its names and links exist."""
     session.install("-e", f".[{EXTRAS}]", *group("tests"))
-    run_pytest(session, "pytest", "tests/docs", *session.posargs)
+    run_python(session, "pytest", "tests/docs", *session.posargs)
 
 
 @nox.session
@@ -139,3 +139,10 @@ def bench(session: nox.Session) -> None:
     """Measure how fast a worker process is, on an embedded server with fsync on."""
     session.install("-e", f".[{EXTRAS}]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def takeover(session: nox.Session) -> None:
+    """Measure how long after a worker's SIGKILL another one runs its step again, with default settings."""
+    session.install("-e", f".[{EXTRAS}]", *group("tests"))
+    run_python(session, "tests.worker.measure_takeover", *session.posargs)

@@ -18,10 +18,20 @@ async def test_handler_on_one(migrated_url: str, tmp_path: Path) -> None:
         old_task = await play.start("block_thread b 0", execution_id="old", task="script_thread")
         await old_task.result(timeout="60s")
         assert await new_task.status() == "scheduled"
+        assert "no handler" not in old.log
         assert old.is_running
         new = await play.worker(**PATIENT, can=["script"])
         await new_task.result(timeout="60s")
         assert [entry.worker for entry in play.ledger.began("a")] == [new.name]
+
+
+async def test_handler_on_none(migrated_url: str, tmp_path: Path) -> None:
+    """A worker says which tasks wait for a worker with another registry."""
+    async with stage(migrated_url, tmp_path) as play:
+        task = await play.start("note a", execution_id="new")
+        worker = await play.worker(poll_interval="100ms", can=["script_thread"])
+        await eventually(lambda: "1 tasks of 'script' in queue 'default' have been due" in worker.log)
+        assert await task.status() == "scheduled"
 
 
 async def test_handed_to_the_one_that_can(migrated_url: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How the queue and its workers are, for `zart doctor`."""
+"""How the queue and its workers are, for `zart doctor` and the logs."""
 
 from __future__ import annotations
 

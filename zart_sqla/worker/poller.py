@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
 from zart_sqla.client.engines import connected
 from zart_sqla.records import RunHistory
-from zart_sqla.store import tasks
+from zart_sqla.store import diagnosis, tasks
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ logger: Final = logging.getLogger("zart_sqla.poller")
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 60.0  # between looks for tasks that are of no use to this worker
 
 
 class Poller:
@@ -55,6 +57,7 @@ class Poller:
         self._dispatcher = dispatcher
         self._news = asyncio.Event()
         self._is_stopping = False
+        self._look_at = time.monotonic() + config.poll_seconds
         self._is_unsure = False  # whether an earlier claim may have taken tasks without our knowing
 
     def wake(self) -> None:
@@ -112,6 +115,9 @@ class Poller:
             claimed, seconds = await connection.run_sync(self._take, limit)
             resumed = [task.run_id for task in claimed if task.attempt > 1]
             histories = await connection.run_sync(self._histories, resumed) if resumed else {}
+            if len(claimed) < limit and time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_SECONDS
+                await connection.run_sync(self._tell_unserved)
         for task in claimed:
             self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
         if seconds is not None:
@@ -138,6 +144,20 @@ class Poller:
 
     def _histories(self, connection: Connection, run_ids: Sequence[UUID]) -> dict[UUID, RunHistory]:
         return tasks.journal(connection, self._names, run_ids)
+
+    def _tell_unserved(self, connection: Connection) -> None:
+        """Say which tasks wait for a worker with another registry, as they do while a new release is rolled out."""
+        for overdue in diagnosis.overdue(connection, self._names, self._config.poll_seconds):
+            is_served = self._config.queues is None or overdue.queue in self._config.queues
+            if is_served and overdue.task_name not in self._registry.names:
+                logger.warning(
+                    "%d tasks of %r in queue %r have been due for up to %.0f s, and no handler here is for them",
+                    overdue.tasks,
+                    overdue.task_name,
+                    overdue.queue,
+                    overdue.seconds,
+                    extra={"task_name": overdue.task_name, "queue": overdue.queue},
+                )
 
     def _wake_in(self, seconds: float) -> None:
         if seconds < self._config.poll_seconds:  # a longer wait than that ends by itself
