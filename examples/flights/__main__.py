@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -42,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         "--kill-every", type=_duration, default=1.0, metavar="TIME", help="kill one of them (1s); 0s: never"
     )
     parser.add_argument("--within", type=_duration, default=900.0, metavar="TIME", help="fail if it takes longer (15m)")
-    parser.add_argument("--url", help="the PostgreSQL to use, instead of one that comes and goes with this command")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("DATABASE_URL"),
+        help="the empty database to use (DATABASE_URL), instead of a server that comes and goes with this command",
+    )
     parser.add_argument(
         "--log", type=Path, help="write what the workers log to this file, instead of one that is deleted"
     )
