@@ -17,6 +17,8 @@ HURRIED = {**PATIENT, "shutdown_timeout": "200ms"}
 # To SIGINT, `asyncio.run` has an answer of its own: it cancels the main task, waits for it, and ends as Python does.
 EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: -signal.SIGINT}
 
+WAITING_FOR_TASKS = "SELECT count(*) FROM pg_locks WHERE relation = 'zart_tasks'::regclass AND NOT granted"
+
 both_signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
@@ -52,6 +54,20 @@ async def test_busy(number: signal.Signals, migrated_url: str, tmp_path: Path) -
         assert await first.result(timeout="60s") == 2
         assert await ended(worker) == EXIT_CODES[number]
         assert [play.ledger.began(step)[0].worker for step in "abc"] == ["worker-0", "worker-0", "worker-1"]
+
+
+async def test_claiming(migrated_url: str, tmp_path: Path) -> None:
+    """A claim that is under way when the worker is asked to stop is its last one, and what it took may finish."""
+    async with stage(migrated_url, tmp_path) as play:
+        handle = await play.start("note a", "nap b 100ms", "note c", execution_id="one")
+        with play.database.changed("LOCK TABLE zart_tasks IN ACCESS EXCLUSIVE MODE"):
+            worker = await play.worker(**PATIENT)
+            await eventually(lambda: play.database.value(WAITING_FOR_TASKS))
+            worker.signal(signal.SIGTERM)
+            await eventually(lambda: " stops" in worker.log)
+        assert await handle.result(timeout="60s") == 3
+        assert await ended(worker) == 0
+        assert set(play.ledger.begun().values()) == {1}
 
 
 @pytest.mark.parametrize(

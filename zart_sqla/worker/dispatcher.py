@@ -126,8 +126,11 @@ class Dispatcher:
         """Interrupt all turns."""
         self.stop(list(self._turns), reason)
 
-    async def wait(self, seconds: float) -> bool:
+    async def wait(self, seconds: float | None = None) -> bool:
         """Wait for the turns that run to end.
+
+        Args:
+            seconds: for how long, None for as long as it takes.
 
         Returns:
             Whether they all have.

@@ -71,7 +71,7 @@ class Worker:
         self._config = config or WorkerConfig()
         self._sessionmaker = sessionmaker
         self._identity = Identity()
-        self._house: _House | None = None
+        self._machinery: _Machinery | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -101,13 +101,13 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         """Start working, beside what the caller does."""
-        if self._house is not None:
+        if self._machinery is not None:
             raise ConfigError("worker", expected="a worker that does not run yet", actual=self)
         async with self._scheduler.engine.connect() as connection:
             await connection.run_sync(schema.check_schema, self._scheduler.names)
-        house = _House(self._scheduler, self._registry, self._config, self._identity, self._sessionmaker)
-        await house.open()
-        self._house = house
+        machinery = _Machinery(self._scheduler, self._registry, self._config, self._identity, self._sessionmaker)
+        await machinery.open()
+        self._machinery = machinery
         logger.info("worker %s works on: %s", self.worker_id, ", ".join(self._registry.names))
         return self
 
@@ -122,26 +122,26 @@ class Worker:
         No more tasks are claimed. What runs has `shutdown_timeout` to finish; the rest goes back to the queue, where
         other workers can claim it at once. If this call is cancelled, what runs goes back without further delay.
         """
-        if self._house is None:
+        if self._machinery is None:
             return
         if self._stopping is None:
             logger.info("worker %s stops", self.worker_id)
-            self._stopping = asyncio.create_task(self._house.close(), name="zart_sqla: stop")
+            self._stopping = asyncio.create_task(self._machinery.close(), name="zart_sqla: stop")
             self._stopping.add_done_callback(lambda _: self._stopped.set())
         try:
             await asyncio.shield(self._stopping)
         except asyncio.CancelledError:
-            self._house.hurry()
+            self._machinery.hurry()
             await asyncio.shield(self._stopping)
             raise
 
     def hurry(self) -> None:
         """Do not let running tasks finish any longer: put them back now."""
-        if self._house is not None:
-            self._house.hurry()
+        if self._machinery is not None:
+            self._machinery.hurry()
 
 
-class _House:
+class _Machinery:
     """The parts of a worker that runs, and the order in which they start and stop."""
 
     def __init__(
@@ -213,10 +213,10 @@ class _House:
         logger.info("worker %s has stopped", self._identity.worker_id)
 
     async def _wind_down(self) -> None:
-        self._poller.stop()
         poller, writer = self._loops
-        await self._wait_for_turns()
-        poller.cancel()  # before the turns are stopped: no claim that is under way may start another
+        self._poller.stop()
+        await self._let_finish(poller)
+        poller.cancel()  # before the turns are stopped: no claim that is still under way may start another
         await asyncio.gather(poller, return_exceptions=True)
         self._dispatcher.stop_all(StopReason.SHUTDOWN)
         if not await self._dispatcher.wait(_CANCELLATION_SECONDS):
@@ -227,12 +227,16 @@ class _House:
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
 
-    async def _wait_for_turns(self) -> None:
-        """Let turns finish, until there are none, their time is over, or somebody is in a hurry."""
-        turns = asyncio.ensure_future(self._dispatcher.wait(self._config.shutdown_seconds))
-        hurried = asyncio.ensure_future(self._is_hurried.wait())
-        await asyncio.wait({turns, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        for wait in (turns, hurried):
+    async def _let_finish(self, poller: asyncio.Task[None]) -> None:
+        """Wait until nothing is claimed any more and nothing runs, the time is over, or somebody is in a hurry."""
+
+        async def finish() -> None:
+            await asyncio.wait({poller})  # a claim that is under way starts turns
+            await self._dispatcher.wait()
+
+        waits = [asyncio.ensure_future(wait) for wait in (finish(), self._is_hurried.wait())]
+        await asyncio.wait(waits, timeout=self._config.shutdown_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
             wait.cancel()
 
     def _expect(self, due_at: datetime | None) -> None:
