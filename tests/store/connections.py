@@ -37,6 +37,10 @@ class Link(ABC):
     async def commit(self) -> None:
         """Commit."""
 
+    @abstractmethod
+    async def rollback(self) -> None:
+        """Roll back."""
+
 
 class AsyncLink(Link):
     """A connection of an async driver."""
@@ -52,6 +56,10 @@ class AsyncLink(Link):
     async def commit(self) -> None:
         """Commit."""
         await self._connection.commit()
+
+    async def rollback(self) -> None:
+        """Roll back."""
+        await self._connection.rollback()
 
 
 class SyncLink(Link):
@@ -69,6 +77,10 @@ class SyncLink(Link):
     async def commit(self) -> None:
         """Commit."""
         await self.call(lambda connection: connection.commit())
+
+    async def rollback(self) -> None:
+        """Roll back."""
+        await self.call(lambda connection: connection.rollback())
 
 
 class Database:

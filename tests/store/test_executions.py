@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -243,26 +243,44 @@ async def test_cancel_after_the_end(database: Database) -> None:
     assert (await info(database)).status == "completed"
 
 
-@pytest.mark.parametrize("first", ["cancel", "finish"])
-async def test_cancel_and_finish_at_the_same_time(database: Database, first: str) -> None:
-    """Whoever comes first makes the one terminal transition; the other waits, and changes nothing."""
+async def test_finish_and_cancel_at_the_same_time(database: Database) -> None:
+    """A cancellation waits for the one who has just ended the run, and then changes nothing."""
     worker = await register(database)
-    claimed = await claim_one(database, worker)
-    ended = tasks.RunToFinish(claimed, '"done"', None)
-
+    ended = tasks.RunToFinish(await claim_one(database, worker), '"done"', None)
     async with database.connected() as one, database.connected() as other:
-        loser: asyncio.Task[Any]
-        if first == "cancel":
-            assert await one.run(executions.cancel, "order-1")
-            loser = asyncio.create_task(other.run(tasks.finish, worker, [ended]))
-        else:
-            assert await one.run(tasks.finish, worker, [ended]) == {claimed.task_id}
-            loser = asyncio.create_task(other.run(executions.cancel, "order-1"))
-        assert await is_blocked(loser, database)
+        assert await one.run(tasks.finish, worker, [ended]) == {ended.task.task_id}
+        waiting = asyncio.create_task(other.run(executions.cancel, "order-1"))
+        assert await is_blocked(waiting, database)
         await one.commit()
-        assert not await loser
+        assert not await waiting
         await other.commit()
-    assert (await info(database)).status == ("cancelled" if first == "cancel" else "completed")
+    assert (await info(database)).status == "completed"
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+@pytest.mark.parametrize("is_end", [True, False])
+async def test_settling_beside_an_open_cancellation(database: Database, is_end: bool, is_committed: bool) -> None:  # noqa: FBT001
+    """A worker does not wait for an app that cancels in a transaction of its own; it settles the others."""
+    worker = await register(database)
+    await start(database, "order-1", "order-2")
+    held = await claim(database, worker, limit=2)
+    ids = {one.execution_id: one.task_id for one in held}
+
+    async def settle() -> set[UUID]:
+        if is_end:
+            return await database.run(tasks.finish, worker, [tasks.RunToFinish(one, '"done"', None) for one in held])
+        down = [tasks.TaskToPutDown(one, None, is_waiting=False, retries=0) for one in held]
+        return await database.run(tasks.put_down, worker, down)
+
+    async with database.connected() as link:
+        assert await link.run(executions.cancel, "order-1")
+        assert await settle() == {ids["order-2"]}
+        assert await database.run(tasks.held, worker, held) == {ids["order-1"]}
+        await (link.commit() if is_committed else link.rollback())
+    assert await settle() == (set() if is_committed else {ids["order-1"]})
+    assert await database.run(tasks.held, worker, held) == set()
+    unhindered = "completed" if is_end else "scheduled"
+    assert (await info(database)).status == ("cancelled" if is_committed else unhindered)
 
 
 async def test_many_cancel_and_finish_races(database: Database) -> None:

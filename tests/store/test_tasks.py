@@ -341,7 +341,7 @@ async def test_fence_of_a_task_that_was_taken_over(database: Database) -> None:
     claimed = await claim_one(database, dead)
     await kill(database, dead)
     await database.run(workers.bury, other, grace_seconds=GRACE)
-    await database.run(workers.take_over, [dead], max_crashes=5)
+    await database.run(workers.take_over, max_crashes=5)
     (again,) = await claim(database, other)
     assert again.attempt == claimed.attempt + 1
     await fenced(database, dead, claimed)
@@ -411,7 +411,7 @@ async def test_a_claim_while_the_worker_is_buried(database: Database) -> None:
         assert await database.run(workers.bury, undertaker, grace_seconds=GRACE) == []
         await link.commit()
     await database.run(workers.bury, undertaker, grace_seconds=GRACE)
-    assert len(await database.run(workers.take_over, [dead], max_crashes=5)) == 1
+    assert len(await database.run(workers.take_over, max_crashes=5)) == 1
     assert len(await claim(database, undertaker)) == 1
 
 

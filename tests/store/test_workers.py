@@ -1,6 +1,5 @@
 """Workers: who lives, who has died, and what becomes of their tasks."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +11,7 @@ import pytest
 from sqlalchemy import func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL
 
-from tests.store.connections import Database, is_blocked
+from tests.store.connections import Database
 from tests.store.crew import GRACE, LEASE, claim, claim_one, finish, info, kill, put_down, record, register, rows, start
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import ErrorRecord
@@ -31,9 +30,9 @@ async def bury(database: Database, worker: UUID) -> list[UUID]:
     return [one.worker_id for one in await database.run(workers.bury, worker, grace_seconds=GRACE)]
 
 
-async def take_over(database: Database, *dead: UUID, max_crashes: int = 3) -> list[Orphan]:
+async def take_over(database: Database, *, max_crashes: int = 3) -> list[Orphan]:
     """Free the tasks of the dead."""
-    return await database.run(workers.take_over, list(dead), max_crashes=max_crashes)
+    return await database.run(workers.take_over, max_crashes=max_crashes)
 
 
 async def silence(database: Database, worker: UUID, seconds: float) -> None:
@@ -105,7 +104,7 @@ async def test_beat_of_a_buried_worker(database: Database) -> None:
     claimed = await claim_one(database, worker)
     await kill(database, worker)
     assert await bury(database, other) == [worker]
-    await take_over(database, worker)
+    await take_over(database)
     answer = await beat(database, worker, (claimed.task_id, claimed.attempt))
     assert (answer.is_alive, answer.lost) == (False, frozenset({claimed.task_id}))
     assert [row["worker_id"] for row in await rows(database, lambda tables: tables.workers)] == [other]
@@ -196,8 +195,8 @@ async def test_take_over(database: Database) -> None:
     await claim_one(database, alive, "b")
     await kill(database, dead)
     await bury(database, alive)
-    assert await take_over(database, dead) == [Orphan(claimed.task_id, "a", 1, is_failed=False)]
-    assert await take_over(database, dead) == []
+    assert await take_over(database) == [Orphan(claimed.task_id, "a", 1, is_failed=False)]
+    assert await take_over(database) == []
     (again,) = await claim(database, alive)
     assert (again.execution_id, again.attempt, again.crashes, again.started_at) == ("a", 2, 1, claimed.started_at)
 
@@ -213,7 +212,7 @@ async def crash(database: Database, times: int, *, is_making_progress: bool = Fa
             await record(database, worker, claimed, f"step-{number}")
         await kill(database, worker)
         await bury(database, undertaker)
-        found += await take_over(database, worker)
+        found += await take_over(database)
     return found
 
 
@@ -260,19 +259,36 @@ async def test_failed_for_its_crashes_and_resumed(database: Database) -> None:
     assert [one.crashes for one in await crash(database, 1)] == [1]
 
 
-async def test_cancel_and_take_over_at_the_same_time(database: Database) -> None:
-    """A run that is cancelled while its task is taken over has one end."""
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_take_over_beside_an_open_cancellation(is_committed: bool, database: Database) -> None:  # noqa: FBT001
+    """An app that cancels in a transaction of its own holds up nobody; what it lets go is found later."""
     dead, alive = await register(database), await register(database)
-    await claim_one(database, dead)
+    await start(database, "order-1", "order-2")
+    await claim(database, dead, limit=2)
     await kill(database, dead)
     await bury(database, alive)
     async with database.connected() as link:
         assert await link.run(executions.cancel, "order-1")
-        waiting = asyncio.create_task(take_over(database, dead, max_crashes=1))
-        assert await is_blocked(waiting, database)
-        await link.commit()
-        assert await waiting == []
-    assert (await info(database)).status == "cancelled"
+        assert [one.execution_id for one in await take_over(database)] == ["order-2"]
+        assert await database.run(workers.has_orphans)
+        await (link.commit() if is_committed else link.rollback())
+    left = [] if is_committed else ["order-1"]
+    assert [one.execution_id for one in await take_over(database)] == left
+    assert not await database.run(workers.has_orphans)
+    assert (await info(database)).status == ("cancelled" if is_committed else "scheduled")
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_unregister_beside_an_open_cancellation(is_committed: bool, database: Database) -> None:  # noqa: FBT001
+    """A worker that leaves does not wait for it either."""
+    leaving = await register(database)
+    await start(database, "order-1", "order-2")
+    await claim(database, leaving, limit=2)
+    async with database.connected() as link:
+        assert await link.run(executions.cancel, "order-1")
+        assert await database.run(workers.unregister, leaving) == 1
+        await (link.commit() if is_committed else link.rollback())
+    assert await database.run(workers.has_orphans) is not is_committed
 
 
 async def test_two_undertakers(database: Database) -> None:
@@ -305,6 +321,6 @@ async def test_nothing_is_lost(database: Database) -> None:
     await claim(database, dead, limit=4)
     await kill(database, dead)
     await bury(database, alive)
-    assert sorted(one.execution_id for one in await take_over(database, dead)) == ["a", "b", "c", "d"]
+    assert sorted(one.execution_id for one in await take_over(database)) == ["a", "b", "c", "d"]
     found, _ = await database.run(tasks.claim, alive, task_names=["task"], queues=None, limit=9)
     assert sorted(one.execution_id for one in found) == list("abcdef")

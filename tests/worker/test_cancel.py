@@ -23,6 +23,7 @@ from zart_sqla import (
     step,
     sync,
 )
+from zart_sqla.worker import liveness
 
 
 class Interruption:
@@ -311,6 +312,72 @@ async def test_cancel_in_the_apps_transaction(migrated_url: str) -> None:
             await connection.commit()
         await eventually(lambda: place.seen, ["cancelled"])
         await is_cancelled_for_good(scheduler, handle)
+
+
+is_committed = pytest.mark.parametrize("is_committed", [True, False])
+
+
+@is_committed
+@pytest.mark.parametrize("is_sleeper", [True, False])
+async def test_cancel_in_a_transaction_that_stays_open(
+    migrated_url: str,
+    is_sleeper: bool,  # noqa: FBT001
+    is_committed: bool,  # noqa: FBT001
+) -> None:
+    """An app that takes its time between cancel and commit holds up no other run of the worker."""
+    gate = asyncio.Event()
+
+    @durable
+    async def order(kind: str) -> str:
+        if kind == "held":
+            await gate.wait()
+        if is_sleeper:
+            await sleep("night", "1s")
+        return kind
+
+    async with working(migrated_url, order) as scheduler:
+        held = await scheduler.start(order, "held")
+        await until(held, ExecutionStatus.RUNNING)
+        async with scheduler.engine.connect() as connection:
+            await held.cancel(session=connection)
+            gate.set()
+            other = await scheduler.start(order, "other")
+            assert await other.result(timeout=PATIENCE) == "other"
+            await (connection.commit() if is_committed else connection.rollback())
+        if is_committed:
+            await is_cancelled_for_good(scheduler, held)
+        else:
+            assert await held.result(timeout=PATIENCE) == "held"
+
+
+@is_committed
+async def test_stopping_beside_an_open_cancellation(
+    migrated_url: str,
+    is_committed: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that stops leaves behind what the app has locked; another one takes it up when it is let go."""
+    monkeypatch.setattr(liveness, "_SWEEP_SECONDS", 0.1)
+    gate = asyncio.Event()
+
+    @durable
+    async def order() -> str:
+        await gate.wait()
+        return "done"
+
+    async with working(migrated_url, order, heartbeat_interval="200ms") as scheduler:
+        async with worker_on(migrated_url, order, queues=["own"], shutdown_timeout=0) as leaving:
+            handle = await scheduler.start(order, queue="own")
+            await until(handle, ExecutionStatus.RUNNING)
+            async with scheduler.engine.connect() as connection:
+                await handle.cancel(session=connection)
+                await leaving.stop()
+                await (connection.commit() if is_committed else connection.rollback())
+        gate.set()
+        if is_committed:
+            await is_cancelled_for_good(scheduler, handle)
+        else:
+            assert await handle.result(timeout=PATIENCE) == "done"
 
 
 async def test_completion_and_cancel_race(migrated_url: str) -> None:

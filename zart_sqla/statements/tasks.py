@@ -29,7 +29,7 @@ from zart_sqla.statements.arrays import BOOLEAN, INTEGER, TEXT, TIMESTAMP_TZ, UU
 from zart_sqla.statements.workers import alive
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Executable, FromClause
+    from sqlalchemy import CTE, ColumnElement, Executable, FromClause
 
     from zart_sqla.table_names import TableNames
 
@@ -138,23 +138,40 @@ def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
 def put_down(names: TableNames) -> Executable:
     """Free tasks that a worker holds, until they are due again.
 
-    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held.
+    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
     t = tables_of(names)
-    me = alive(names)
     turn = rows_of("turn", task_id=UUID, attempt=INTEGER, due_at=TIMESTAMP_TZ, is_waiting=BOOLEAN, retries=INTEGER)
+    mine = _mine(names, turn, turn.c.due_at, turn.c.is_waiting, turn.c.retries)
     return (
         update(t.tasks)
         .values(
             worker_id=None,
-            due_at=func.coalesce(turn.c.due_at, func.now()),
-            is_waiting=turn.c.is_waiting,
-            retries=turn.c.retries,
+            due_at=func.coalesce(mine.c.due_at, func.now()),
+            is_waiting=mine.c.is_waiting,
+            retries=mine.c.retries,
             crashes=0,
         )
-        .where(t.tasks.c.task_id == turn.c.task_id, t.tasks.c.attempt == turn.c.attempt)
-        .where(t.tasks.c.worker_id == me.c.worker_id)
+        .where(t.tasks.c.task_id == mine.c.task_id)
         .returning(t.tasks.c.task_id)
+    )
+
+
+def _mine(names: TableNames, turn: FromClause, *columns: ColumnElement[Any]) -> CTE:
+    """Select, and lock, those of the given tasks that the worker `me` still holds.
+
+    It passes over what somebody else has locked, such as an app that cancels an execution in a transaction of its
+    own: the others that are written in the same batch must not wait for that.
+    """
+    tasks = tables_of(names).tasks
+    me = alive(names)
+    is_mine = (tasks.c.task_id == turn.c.task_id) & (tasks.c.attempt == turn.c.attempt)
+    return (
+        select(tasks.c.task_id, tasks.c.run_id, tasks.c.started_at, *columns)
+        .join(turn, is_mine)
+        .join(me, me.c.worker_id == tasks.c.worker_id)
+        .with_for_update(of=tasks, skip_locked=True)
+        .cte("mine")
     )
 
 
@@ -163,33 +180,28 @@ def finish(names: TableNames) -> Executable:
     """End runs whose tasks a worker holds, and tell those who wait for their end.
 
     Whoever deletes the run's task makes the one terminal transition of the run.
-    Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held.
+    Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has
+    locked.
     """
     t = tables_of(names)
-    me = alive(names)
-    turn = select(rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)).cte("turn")
-    gone = (
-        delete(t.tasks)
-        .where(t.tasks.c.task_id == turn.c.task_id, t.tasks.c.attempt == turn.c.attempt)
-        .where(t.tasks.c.worker_id == me.c.worker_id)
-        .returning(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.started_at)
-        .cte("gone")
-    )
+    turn = rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)
+    mine = _mine(names, turn, turn.c.outcome, turn.c.result, turn.c.error)
+    gone = delete(t.tasks).where(t.tasks.c.task_id == mine.c.task_id).cte("gone")
     ended = (
         update(t.execution_runs)
         .values(
-            outcome=turn.c.outcome,
-            result=cast(turn.c.result, JSON),
-            error=cast(turn.c.error, JSON),
-            started_at=gone.c.started_at,
+            outcome=mine.c.outcome,
+            result=cast(mine.c.result, JSON),
+            error=cast(mine.c.error, JSON),
+            started_at=mine.c.started_at,
             completed_at=func.now(),
         )
-        .where(t.execution_runs.c.run_id == gone.c.run_id, gone.c.task_id == turn.c.task_id)
-        .returning(gone.c.task_id, t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
+        .where(t.execution_runs.c.run_id == mine.c.run_id)
+        .returning(mine.c.task_id, t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
         .cte("ended")
     )
     told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
-    return select(ended.c.task_id, told)
+    return select(ended.c.task_id, told).add_cte(gone)
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
-    any_,
     bindparam,
     case,
     cast,
@@ -33,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, OID
 
 from zart_sqla.models.mapping import tables_of
-from zart_sqla.statements.arrays import INTEGER, UUID, array_of, rows_of
+from zart_sqla.statements.arrays import INTEGER, UUID, rows_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -97,12 +96,21 @@ def unregister(names: TableNames) -> Executable:
 
 @functools.cache
 def release(names: TableNames) -> Executable:
-    """Free all tasks of a worker that is deleted. Parameters: `me`. Returns: `(task_id)` of each."""
+    """Free the tasks of a worker that is deleted, but for those that others have locked.
+
+    Parameters: `me`. Returns: `(task_id)` of each.
+    """
     tasks = tables_of(names).tasks
+    left = (
+        select(tasks.c.task_id)
+        .where(tasks.c.worker_id == bindparam("me", type_=UUID))
+        .with_for_update(skip_locked=True)
+        .cte("left_behind")
+    )
     return (
         update(tasks)
         .values(worker_id=None, due_at=func.now())
-        .where(tasks.c.worker_id == bindparam("me", type_=UUID))
+        .where(tasks.c.task_id == left.c.task_id)
         .returning(tasks.c.task_id)
     )
 
@@ -211,12 +219,26 @@ def bury(names: TableNames) -> Executable:
     )
 
 
+def _is_orphaned(names: TableNames) -> ColumnElement[bool]:
+    """Return the condition for a task of a worker that is not there any more."""
+    t = tables_of(names)
+    holder = exists().select_from(t.workers).where(t.workers.c.worker_id == t.tasks.c.worker_id)
+    return t.tasks.c.worker_id.is_not(None) & ~holder
+
+
+@functools.cache
+def has_orphans(names: TableNames) -> Select[Any]:
+    """Select whether there are tasks of workers that are not there any more."""
+    return select(exists().select_from(tables_of(names).tasks).where(_is_orphaned(names)))
+
+
 @functools.cache
 def take_over(names: TableNames) -> Executable:
-    """Free the tasks of workers that are dead, and fail the runs that have taken down too many of them.
+    """Free the tasks of workers that are deleted, and fail the runs that have taken down too many of them.
 
+    A task that somebody has locked, such as an app that cancels it in a transaction of its own, stays for later.
     A crash counts only while the run gets nowhere: a checkpoint since the claim starts the count anew.
-    Parameters: `dead`, `max_crashes`, `crash` (the error as JSON text), `channel`.
+    Parameters: `max_crashes`, `crash` (the error as JSON text), `channel`.
     Returns: `task_id`, `execution_id`, `crashes` and `is_failed` of each.
     """
     t = tables_of(names)
@@ -233,8 +255,8 @@ def take_over(names: TableNames) -> Executable:
             t.tasks.c.started_at,
             crashes.label("crashes"),
         )
-        .where(t.tasks.c.worker_id == any_(array_of("dead", UUID)))
-        .with_for_update(of=t.tasks)
+        .where(_is_orphaned(names))
+        .with_for_update(of=t.tasks, skip_locked=True)
         .cte("orphans")
     )
     is_failed = orphans.c.crashes >= bindparam("max_crashes", type_=INTEGER)

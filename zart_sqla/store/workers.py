@@ -13,7 +13,7 @@ from zart_sqla.statements.arrays import parameters_of
 from zart_sqla.store.rows import error_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
     from uuid import UUID
 
@@ -100,10 +100,11 @@ def register(  # noqa: PLR0913 - as many as the row has columns
 def unregister(connection: Connection, names: TableNames, worker_id: UUID) -> int:
     """Delete the worker and free the tasks that it still holds, in one transaction of the caller's.
 
-    The tasks come second: only then are those seen that a claim took which was under way.
+    The tasks come second: only then are those seen that a claim took which was under way. A task that somebody has
+    locked is left to the workers that go on.
 
     Returns:
-        How many tasks it still held.
+        How many tasks were freed.
     """
     connection.execute(workers.unregister(names), {"me": worker_id})
     return len(connection.execute(workers.release(names), {"me": worker_id}).all())
@@ -160,10 +161,11 @@ def bury(connection: Connection, names: TableNames, worker_id: UUID, *, grace_se
     return [DeadWorker(*row) for row in rows]
 
 
-def take_over(connection: Connection, names: TableNames, dead: Sequence[UUID], *, max_crashes: int) -> list[Orphan]:
+def take_over(connection: Connection, names: TableNames, *, max_crashes: int) -> list[Orphan]:
     """Free the tasks of workers that were buried, in a statement after the one that buried them.
 
-    It must be a later statement: only then does it see all that they claimed before they were buried.
+    It must be a later statement: only then does it see all that they claimed before they were buried. What somebody
+    has locked stays as it is; then `has_orphans`.
     """
     error = ErrorRecord(
         error_type="WorkerCrashed",
@@ -172,10 +174,14 @@ def take_over(connection: Connection, names: TableNames, dead: Sequence[UUID], *
         category="crash",
     )
     parameters = {
-        "dead": list(dead),
         "max_crashes": max_crashes,
         "crash": error_to_json(error),
         "channel": names.done_channel,
     }
     rows = connection.execute(workers.take_over(names), parameters)
     return [Orphan(row.task_id, row.execution_id, row.crashes, row.is_failed) for row in rows]
+
+
+def has_orphans(connection: Connection, names: TableNames) -> bool:
+    """Return whether there are tasks of workers that are not there any more."""
+    return bool(connection.scalar(workers.has_orphans(names)))

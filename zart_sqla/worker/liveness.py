@@ -42,6 +42,7 @@ GRACE_FACTOR: Final = 1.4
 
 _CANCEL = "cancel "
 _RECONNECT_SECONDS: Final = 0.2
+_SWEEP_SECONDS: Final = 60.0  # between looks for tasks that a takeover has left, and its worker then forgotten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class Liveness:
         self._has_left_work = False
         self._is_stopping = False
         self._last_beat = time.monotonic()
+        self._sweep_at = self._last_beat + _SWEEP_SECONDS
 
     async def start(self) -> None:
         """Register the worker; return when it is, and listens.
@@ -184,7 +186,7 @@ class Liveness:
                 beat = await self._beat(connection)
             if self._home.is_closed():  # nobody has stopped the worker, but it cannot work any more
                 break
-            if beat.has_dead:
+            if beat.has_dead or time.monotonic() >= self._sweep_at:
                 async with answering(connection, config.answer_seconds):
                     await self._take_over(connection)
             await _wait_for_either(stopping, is_lost, config.heartbeat_seconds)
@@ -284,14 +286,9 @@ class Liveness:
     def _bury(self, connection: Connection) -> int:
         grace_seconds = self._config.heartbeat_seconds * GRACE_FACTOR
         dead = workers.bury(connection, self._names, self._identity.worker_id, grace_seconds=grace_seconds)
-        if not dead:
-            return 0
-        orphans = workers.take_over(
-            connection,
-            self._names,
-            [worker.worker_id for worker in dead],
-            max_crashes=self._config.max_crashes,
-        )
+        orphans = workers.take_over(connection, self._names, max_crashes=self._config.max_crashes)
+        is_all = not workers.has_orphans(connection, self._names)
+        self._sweep_at = time.monotonic() + (_SWEEP_SECONDS if is_all else 0.0)
         for worker in dead:
             logger.warning("worker %s (process %d on %s) is dead", worker.worker_id, worker.pid, worker.hostname)
         for orphan in orphans:
@@ -301,8 +298,9 @@ class Liveness:
                     orphan.execution_id,
                     orphan.crashes,
                 )
-        logger.info("took over %d tasks of %d dead workers", len(orphans), len(dead))
-        executions.notify_work(connection, self._names)
+        if orphans:
+            logger.info("took over %d tasks of dead workers", len(orphans))
+            executions.notify_work(connection, self._names)
         return len(orphans)
 
     async def _resign(self, connection: AsyncConnection) -> None:

@@ -41,6 +41,7 @@ MAX_BATCH: Final = 2000
 MAX_BATCH_CHARACTERS: Final = 32 * 1024 * 1024
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
+_LOCKED_PAUSE_SECONDS: Final = 0.2
 _ODD_ATTEMPTS: Final = 3  # where the error is none of SQLAlchemy's: it may be the driver's, or the write's
 
 
@@ -99,6 +100,11 @@ class _Batch:
         return batch
 
     @property
+    def settled(self) -> list[ClaimedTask]:
+        """The tasks that it frees or finishes."""
+        return [*(item.task for item in self.put_down), *(item.task for item in self.finish)]
+
+    @property
     def is_one_statement(self) -> bool:
         """Whether it needs no transaction around it."""
         return sum(map(bool, (self.steps, self.failed, self.put_down, self.finish))) == 1
@@ -112,11 +118,13 @@ class _Written:
         steps: the checkpoints that are recorded now, new or from before.
         failed: the failed attempts that are recorded now.
         tasks: the tasks that were freed or finished.
+        locked: those that were not, because somebody else has locked them.
     """
 
     steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
     failed: set[tuple[UUID, str]] = field(default_factory=set[Any])
     tasks: set[UUID] = field(default_factory=set[Any])
+    locked: set[UUID] = field(default_factory=set[Any])
 
 
 class Writer:
@@ -135,6 +143,7 @@ class Writer:
         self._identity = identity
         self._config = config
         self._queue: deque[_Pending] = deque()
+        self._postponed: list[_Pending] = []
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -172,10 +181,11 @@ class Writer:
                 await self._settle(batch)
                 if not self._queue:
                     self._has_work.clear()
-                    self._is_idle.set()
+                    if not self._postponed:
+                        self._is_idle.set()
         finally:
             self._is_closed = True
-            for pending in (*batch, *self._queue):
+            for pending in (*batch, *self._queue, *self._postponed):
                 _resolve(pending, _Written())
 
     def _take(self) -> list[_Pending]:
@@ -201,7 +211,26 @@ class Writer:
             await self._settle(batch[middle:])
             return
         for pending in batch:
-            _resolve(pending, written)
+            if pending.write.task.task_id in written.locked:
+                self._postpone(pending)
+            else:
+                _resolve(pending, written)
+
+    def _postpone(self, pending: _Pending) -> None:
+        """Write it a little later: somebody has locked its task, and the others must not wait for that."""
+        logger.info(
+            "the task of execution %r is locked by another transaction; trying again",
+            pending.write.task.execution_id,
+            extra={"execution_id": pending.write.task.execution_id},
+        )
+        self._postponed.append(pending)
+        asyncio.get_running_loop().call_later(_LOCKED_PAUSE_SECONDS, self._resume, pending)
+
+    def _resume(self, pending: _Pending) -> None:
+        if not self._is_closed:
+            self._postponed.remove(pending)
+            self._queue.append(pending)
+            self._has_work.set()
 
     async def _written(self, batch: Sequence[_Pending]) -> _Written:
         """Return what the batch came to, once it is committed; nothing, if the lease ended before it could be."""
@@ -243,6 +272,9 @@ class Writer:
             written.tasks |= tasks.put_down(connection, names, me, batch.put_down)
         if batch.finish:
             written.tasks |= tasks.finish(connection, names, me, batch.finish)
+        left = [task for task in batch.settled if task.task_id not in written.tasks]
+        if left:
+            written.locked = tasks.held(connection, names, me, left)
         return written
 
     def _record_steps(
