@@ -11,7 +11,11 @@ from zart_sqla.errors import ConfigError
 Duration = timedelta | float | str
 """A `timedelta`, a number of seconds, or text such as `"250ms"`, `"30s"`, `"5m"`, `"2h"`, `"3d"`."""
 
-_EXPECTED = "a timedelta, a number of seconds, or text such as '250ms', '30s', '5m', '2h' or '3d', not negative"
+_LONGEST = timedelta(days=365_000)  # so that each moment that is so far from now can still be told
+_EXPECTED = (
+    "a timedelta, a number of seconds, or text such as '250ms', '30s', '5m', '2h' or '3d', "
+    f"not negative and up to '{_LONGEST.days}d'"
+)
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -24,13 +28,13 @@ def to_timedelta(value: Duration, *, setting: str = "duration") -> timedelta:
         setting: the name to use in the error.
 
     Raises:
-        ConfigError: it is not a duration, is negative, or is too long for a `timedelta`.
+        ConfigError: it is not a duration, is negative, or is longer than 1,000 years.
     """
     try:
         duration = _convert(value)
     except (OverflowError, ValueError, TypeError):
         raise ConfigError(setting, expected=_EXPECTED, actual=value) from None
-    if duration < timedelta(0):
+    if not timedelta(0) <= duration <= _LONGEST:
         raise ConfigError(setting, expected=_EXPECTED, actual=value)
     return duration
 

@@ -112,7 +112,7 @@ async def test_failed_for_its_crashes(database: Database, ear: Ear) -> None:
     await database.run(executions.await_end, "order-1")
     await kill(database, dead)
     await database.run(workers.bury, alive, grace_seconds=GRACE)
-    await database.run(workers.take_over, max_crashes=1)
+    await database.run(workers.take_over, [dead], max_crashes=1)
     assert ear.heard() == [("done", str(claimed.run_id))]
 
 
@@ -123,7 +123,7 @@ async def test_taken_over(database: Database, ear: Ear) -> None:
     await database.run(executions.await_end, "order-1")
     await kill(database, dead)
     await database.run(workers.bury, alive, grace_seconds=GRACE)
-    await database.run(workers.take_over, max_crashes=2)
+    await database.run(workers.take_over, [dead], max_crashes=2)
     assert ear.heard() == []
 
 

@@ -283,10 +283,22 @@ async def test_release_others(database: Database) -> None:
     await start(database, "a", "b", "c")
     kept, lost = await claim(database, worker, limit=2)
     (foreign,) = await claim(database, other)
-    assert await database.run(tasks.release_others, worker, [kept.task_id]) == {lost.task_id}
+    assert await database.run(tasks.release_others, worker, [kept.task_id]) == {lost.task_id: True}
     assert await database.run(tasks.held, worker, [kept, lost]) == {kept.task_id}
     assert await database.run(tasks.held, other, [foreign]) == {foreign.task_id}
-    assert await database.run(tasks.release_others, worker) == {kept.task_id}
+    assert await database.run(tasks.release_others, worker) == {kept.task_id: True}
+
+
+async def test_release_others_beside_an_open_cancellation(database: Database) -> None:
+    """What an app has locked is left for later, and does not hold up the rest."""
+    worker = await register(database)
+    await start(database, "a", "b")
+    ids = {one.execution_id: one.task_id for one in await claim(database, worker, limit=2)}
+    async with database.connected() as link:
+        assert await link.run(executions.cancel, "a")
+        assert await database.run(tasks.release_others, worker) == {ids["a"]: False, ids["b"]: True}
+        await link.rollback()
+    assert await database.run(tasks.release_others, worker) == {ids["a"]: True}
 
 
 async def test_finish(database: Database) -> None:
@@ -341,7 +353,7 @@ async def test_fence_of_a_task_that_was_taken_over(database: Database) -> None:
     claimed = await claim_one(database, dead)
     await kill(database, dead)
     await database.run(workers.bury, other, grace_seconds=GRACE)
-    await database.run(workers.take_over, max_crashes=5)
+    await database.run(workers.take_over, [dead], max_crashes=5)
     (again,) = await claim(database, other)
     assert again.attempt == claimed.attempt + 1
     await fenced(database, dead, claimed)
@@ -411,7 +423,7 @@ async def test_a_claim_while_the_worker_is_buried(database: Database) -> None:
         assert await database.run(workers.bury, undertaker, grace_seconds=GRACE) == []
         await link.commit()
     await database.run(workers.bury, undertaker, grace_seconds=GRACE)
-    assert len(await database.run(workers.take_over, max_crashes=5)) == 1
+    assert len(await database.run(workers.take_over, [dead], max_crashes=5)) == 1
     assert len(await claim(database, undertaker)) == 1
 
 

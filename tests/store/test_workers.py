@@ -30,9 +30,9 @@ async def bury(database: Database, worker: UUID) -> list[UUID]:
     return [one.worker_id for one in await database.run(workers.bury, worker, grace_seconds=GRACE)]
 
 
-async def take_over(database: Database, *, max_crashes: int = 3) -> list[Orphan]:
+async def take_over(database: Database, *dead: UUID, max_crashes: int = 3) -> list[Orphan]:
     """Free the tasks of the dead."""
-    return await database.run(workers.take_over, max_crashes=max_crashes)
+    return await database.run(workers.take_over, list(dead), max_crashes=max_crashes)
 
 
 async def silence(database: Database, worker: UUID, seconds: float) -> None:
@@ -104,7 +104,7 @@ async def test_beat_of_a_buried_worker(database: Database) -> None:
     claimed = await claim_one(database, worker)
     await kill(database, worker)
     assert await bury(database, other) == [worker]
-    await take_over(database)
+    await take_over(database, worker)
     answer = await beat(database, worker, (claimed.task_id, claimed.attempt))
     assert (answer.is_alive, answer.lost) == (False, frozenset({claimed.task_id}))
     assert [row["worker_id"] for row in await rows(database, lambda tables: tables.workers)] == [other]
@@ -195,8 +195,8 @@ async def test_take_over(database: Database) -> None:
     await claim_one(database, alive, "b")
     await kill(database, dead)
     await bury(database, alive)
-    assert await take_over(database) == [Orphan(claimed.task_id, "a", 1, is_failed=False)]
-    assert await take_over(database) == []
+    assert await take_over(database, dead) == [Orphan(claimed.task_id, "a", 1, is_failed=False)]
+    assert await take_over(database, dead) == []
     (again,) = await claim(database, alive)
     assert (again.execution_id, again.attempt, again.crashes, again.started_at) == ("a", 2, 1, claimed.started_at)
 
@@ -212,7 +212,7 @@ async def crash(database: Database, times: int, *, is_making_progress: bool = Fa
             await record(database, worker, claimed, f"step-{number}")
         await kill(database, worker)
         await bury(database, undertaker)
-        found += await take_over(database)
+        found += await take_over(database, worker)
     return found
 
 
@@ -269,7 +269,7 @@ async def test_take_over_beside_an_open_cancellation(is_committed: bool, databas
     await bury(database, alive)
     async with database.connected() as link:
         assert await link.run(executions.cancel, "order-1")
-        assert [one.execution_id for one in await take_over(database)] == ["order-2"]
+        assert [one.execution_id for one in await take_over(database, dead)] == ["order-2"]
         assert await database.run(workers.has_orphans)
         await (link.commit() if is_committed else link.rollback())
     left = [] if is_committed else ["order-1"]
@@ -289,6 +289,8 @@ async def test_unregister_beside_an_open_cancellation(is_committed: bool, databa
         assert await database.run(workers.unregister, leaving) == 1
         await (link.commit() if is_committed else link.rollback())
     assert await database.run(workers.has_orphans) is not is_committed
+    left = [] if is_committed else [("order-1", 0)]  # nobody has crashed
+    assert [(one.execution_id, one.crashes) for one in await take_over(database, max_crashes=1)] == left
 
 
 async def test_two_undertakers(database: Database) -> None:

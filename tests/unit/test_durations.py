@@ -26,6 +26,8 @@ BAD: list[Any] = [
     "five seconds",
     "\N{ARABIC-INDIC DIGIT FIVE}s",
     "9999999999d",
+    "365001d",
+    timedelta.max,
     "9" * 400 + "s",
     -1,
     -0.001,
@@ -60,7 +62,7 @@ BAD: list[Any] = [
         (0.25, timedelta(milliseconds=250)),
         (-0.0, timedelta(0)),
         (timedelta(days=1), timedelta(days=1)),
-        (timedelta.max, timedelta.max),
+        ("365000d", timedelta(days=365_000)),
     ],
 )
 def test_durations(value: Any, expected: timedelta) -> None:
@@ -91,13 +93,13 @@ def test_positive() -> None:
     assert to_positive_timedelta("1ms") == timedelta(milliseconds=1)
 
 
-@given(st.timedeltas(min_value=timedelta(0)))
+@given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=365_000)))
 def test_a_timedelta_stays_as_it_is(value: timedelta) -> None:
     """No precision is lost on the way."""
     assert to_timedelta(value) == value
 
 
-@given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["s", "m", "h", "d"]))
+@given(st.integers(min_value=0, max_value=365_000), st.sampled_from(["s", "m", "h", "d"]))
 def test_whole_numbers_are_exact(count: int, unit: str) -> None:
     """Whole numbers of a unit are exactly that many seconds."""
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]

@@ -340,6 +340,33 @@ async def test_workers_leave_no_trace(migrated_url: str) -> None:
             await worker.__aenter__()
 
 
+async def test_given_up_and_back(migrated_url: str) -> None:
+    """A worker whose lease is over claims nothing, and begins nothing, until it is known to live again."""
+    begun: Counter[str] = Counter()
+    gate = asyncio.Event()
+
+    @durable
+    async def order(name: str) -> str:
+        begun[name] += 1
+        await gate.wait()
+        return name
+
+    async with worker_on(migrated_url, order) as worker:
+        scheduler, machinery = worker._scheduler, worker._machinery
+        assert machinery is not None
+        await scheduler.start(order, "a", execution_id="a")
+        await eventually(lambda: begun["a"] == 1)
+        machinery._die()
+        news = await scheduler.start(order, "b", execution_id="b")
+        await eventually(lambda: not machinery._dispatcher.held)
+        assert await news.status() is ExecutionStatus.SCHEDULED
+        gate.set()
+        machinery._rise()
+        assert await news.result(timeout=PATIENCE) == "b"
+        assert await scheduler.handle("a").result(timeout=PATIENCE) == "a"
+    assert begun == {"a": 2, "b": 1}
+
+
 async def test_refuses_to_start(database_url: str) -> None:
     """A worker without workflows is refused, and one that finds no tables names the command to run."""
 

@@ -396,3 +396,20 @@ async def test_start_in_the_steps_transaction(ledger_url: str) -> None:
         handle = scheduler.handle("child", child)
         assert await handle.result(timeout=PATIENCE) == "kid"
         await until(handle, ExecutionStatus.COMPLETED)
+
+
+async def test_cancel_in_the_steps_transaction(ledger_url: str) -> None:
+    """A step cannot end the run that its own checkpoint belongs to; what it wrote is not there."""
+
+    @step
+    async def give_up() -> None:
+        await scheduler.handle(context().execution_id).cancel(session=await trx())
+
+    @durable
+    async def order() -> None:
+        await give_up()
+
+    async with working(ledger_url, order) as scheduler:
+        handle = await scheduler.start(order)
+        with pytest.raises(ExecutionFailed, match="cannot end the run of its own step"):
+            await handle.result(timeout=PATIENCE)

@@ -13,8 +13,10 @@ from zart_sqla.errors import (
     ExecutionFailed,
     ExecutionFinished,
     ExecutionNotFound,
+    NotInWorkflowError,
 )
 from zart_sqla.records import DEFAULT_QUEUE, ExecutionFilter, ExecutionStatus, NewExecution
+from zart_sqla.runtime.context import active_step
 from zart_sqla.runtime.handlers import Durable
 from zart_sqla.store import executions
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from zart_sqla.client.connections import AnyConnection
     from zart_sqla.codec import Codec
     from zart_sqla.records import ExecutionInfo, StepInfo
     from zart_sqla.store.executions import Ending
@@ -127,6 +130,20 @@ def steps(connection: Connection, names: TableNames, execution_id: str) -> list[
 def _nothing_if_known(connection: Connection, names: TableNames, execution_id: str) -> list[StepInfo]:
     info(connection, names, execution_id)
     return []
+
+
+def refuse_own_cancel(execution_id: str, session: AnyConnection | None) -> None:
+    """Refuse a step's cancelling of the execution that it is in, in the transaction that `trx()` gave it.
+
+    The checkpoint would be part of that transaction, and could not be written: the run would be over.
+
+    Raises:
+        NotInWorkflowError: it is that.
+    """
+    step = active_step.get()
+    is_own = step is not None and step.transaction is not None and step.turn.task.execution_id == execution_id
+    if is_own and session is not None:
+        raise NotInWorkflowError("cancel(session=...)", "cannot end the run of its own step: leave out the session")
 
 
 def cancel(connection: Connection, names: TableNames, execution_id: str) -> None:

@@ -216,12 +216,22 @@ def held(names: TableNames) -> Executable:
 
 @functools.cache
 def release_others(names: TableNames) -> Executable:
-    """Free the tasks that a worker holds, but for those in the list `kept`. Parameters: `me` and the list."""
+    """Free the tasks that a worker holds, but for those in the list `kept`, and those that others have locked.
+
+    Parameters: `me` and the list. Returns: `task_id` and `is_freed` of each.
+    """
     t = tables_of(names)
     me = alive(names)
-    return (
+    is_unknown = (t.tasks.c.worker_id == me.c.worker_id) & (t.tasks.c.task_id != all_(array_of("kept", UUID)))
+    unknown = select(t.tasks.c.task_id).join(me, is_unknown)
+    free = unknown.with_for_update(of=t.tasks, skip_locked=True).cte("free")
+    freed = (
         update(t.tasks)
         .values(worker_id=None, due_at=func.now())
-        .where(t.tasks.c.worker_id == me.c.worker_id, t.tasks.c.task_id != all_(array_of("kept", UUID)))
+        .where(t.tasks.c.task_id == free.c.task_id)
         .returning(t.tasks.c.task_id)
+        .cte("freed")
     )
+    found = unknown.cte("found")
+    is_freed = freed.c.task_id.is_not(None).label("is_freed")
+    return select(found.c.task_id, is_freed).outerjoin(freed, freed.c.task_id == found.c.task_id)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    any_,
     bindparam,
     case,
     cast,
@@ -32,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, OID
 
 from zart_sqla.models.mapping import tables_of
-from zart_sqla.statements.arrays import INTEGER, UUID, rows_of
+from zart_sqla.statements.arrays import INTEGER, UUID, array_of, rows_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -220,10 +221,16 @@ def bury(names: TableNames) -> Executable:
 
 
 def _is_orphaned(names: TableNames) -> ColumnElement[bool]:
-    """Return the condition for a task of a worker that is not there any more."""
+    """Return the condition for a task of a worker that is not there any more.
+
+    Who is not there is found first, and once. Asked for each task, it would be asked again for one that another
+    worker has claimed meanwhile, of the same snapshot, in which that worker need not be there yet.
+    """
     t = tables_of(names)
-    holder = exists().select_from(t.workers).where(t.workers.c.worker_id == t.tasks.c.worker_id)
-    return t.tasks.c.worker_id.is_not(None) & ~holder
+    held = t.tasks.alias("held")
+    holder = exists().select_from(t.workers).where(t.workers.c.worker_id == held.c.worker_id)
+    gone = select(held.c.worker_id).distinct().where(held.c.worker_id.is_not(None), ~holder)
+    return t.tasks.c.worker_id == any_(func.array(gone.scalar_subquery()))
 
 
 @functools.cache
@@ -237,8 +244,9 @@ def take_over(names: TableNames) -> Executable:
     """Free the tasks of workers that are deleted, and fail the runs that have taken down too many of them.
 
     A task that somebody has locked, such as an app that cancels it in a transaction of its own, stays for later.
-    A crash counts only while the run gets nowhere: a checkpoint since the claim starts the count anew.
-    Parameters: `max_crashes`, `crash` (the error as JSON text), `channel`.
+    Only the deaths of the `dead` are crashes. One counts only while the run gets nowhere: a checkpoint since the claim
+    starts the count anew.
+    Parameters: `dead`, `max_crashes`, `crash` (the error as JSON text), `channel`.
     Returns: `task_id`, `execution_id`, `crashes` and `is_failed` of each.
     """
     t = tables_of(names)
@@ -247,19 +255,21 @@ def take_over(names: TableNames) -> Executable:
         .select_from(t.steps)
         .where(t.steps.c.run_id == t.tasks.c.run_id, t.steps.c.completed_at >= t.tasks.c.claimed_at)
     )
-    crashes = case((got_somewhere, 1), else_=t.tasks.c.crashes + 1)
+    has_crashed = t.tasks.c.worker_id == any_(array_of("dead", UUID))
+    crashes = case((~has_crashed, t.tasks.c.crashes), (got_somewhere, 1), else_=t.tasks.c.crashes + 1)
     orphans = (
         select(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
             t.tasks.c.started_at,
             crashes.label("crashes"),
+            has_crashed.label("has_crashed"),
         )
         .where(_is_orphaned(names))
         .with_for_update(of=t.tasks, skip_locked=True)
         .cte("orphans")
     )
-    is_failed = orphans.c.crashes >= bindparam("max_crashes", type_=INTEGER)
+    is_failed = orphans.c.has_crashed & (orphans.c.crashes >= bindparam("max_crashes", type_=INTEGER))
     freed = (
         update(t.tasks)
         .values(worker_id=None, due_at=func.now(), crashes=orphans.c.crashes)
@@ -276,14 +286,10 @@ def take_over(names: TableNames) -> Executable:
             completed_at=func.now(),
         )
         .where(t.execution_runs.c.run_id == orphans.c.run_id, is_failed)
+        .returning(t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
         .cte("ended")
     )
-    told = case(
-        (
-            is_failed & t.execution_runs.c.is_awaited,
-            func.pg_notify(bindparam("channel", type_=Text), cast(orphans.c.run_id, Text)),
-        ),
-    )
+    told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
     return (
         select(
             orphans.c.task_id,
@@ -293,5 +299,6 @@ def take_over(names: TableNames) -> Executable:
             told,
         )
         .join(t.execution_runs, t.execution_runs.c.run_id == orphans.c.run_id)
-        .add_cte(freed, gone, ended)
+        .outerjoin(ended, ended.c.run_id == orphans.c.run_id)
+        .add_cte(freed, gone)
     )

@@ -71,14 +71,16 @@ def _claimed(row: Row[Any]) -> ClaimedTask:
     )
 
 
-def release_others(connection: Connection, names: TableNames, worker_id: UUID, kept: Iterable[UUID] = ()) -> set[UUID]:
+def release_others(
+    connection: Connection, names: TableNames, worker_id: UUID, kept: Iterable[UUID] = ()
+) -> dict[UUID, bool]:
     """Free the tasks that the worker holds, but for those that it means to keep.
 
     Returns:
-        Those that it freed.
+        For each of the others, whether it was freed: not so while somebody has locked it.
     """
-    parameters = {"me": worker_id, "kept": list(kept)}
-    return set(connection.scalars(tasks.release_others(names), parameters))
+    rows = connection.execute(tasks.release_others(names), {"me": worker_id, "kept": list(kept)})
+    return {row.task_id: row.is_freed for row in rows}
 
 
 def journal(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) -> dict[UUID, RunHistory]:

@@ -13,7 +13,7 @@ from zart_sqla.statements.arrays import parameters_of
 from zart_sqla.store.rows import error_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -161,8 +161,8 @@ def bury(connection: Connection, names: TableNames, worker_id: UUID, *, grace_se
     return [DeadWorker(*row) for row in rows]
 
 
-def take_over(connection: Connection, names: TableNames, *, max_crashes: int) -> list[Orphan]:
-    """Free the tasks of workers that were buried, in a statement after the one that buried them.
+def take_over(connection: Connection, names: TableNames, dead: Sequence[UUID], *, max_crashes: int) -> list[Orphan]:
+    """Free the tasks of the dead, in a statement after the one that buried them, and those that others left behind.
 
     It must be a later statement: only then does it see all that they claimed before they were buried. What somebody
     has locked stays as it is; then `has_orphans`.
@@ -174,6 +174,7 @@ def take_over(connection: Connection, names: TableNames, *, max_crashes: int) ->
         category="crash",
     )
     parameters = {
+        "dead": list(dead),
         "max_crashes": max_crashes,
         "crash": error_to_json(error),
         "channel": names.done_channel,

@@ -55,6 +55,7 @@ class News:
         on_ended: a run has ended that somebody waits for.
         on_lost: the tasks, each with its fencing token, are not the worker's any more.
         on_dead: the worker counts as dead; nothing that it holds is its own any more.
+        on_alive: it counts as alive, and hears of news, now or again; what came in between it has missed.
     """
 
     on_work: Callable[[], None]
@@ -62,6 +63,7 @@ class News:
     on_ended: Callable[[str], None]
     on_lost: Callable[[Mapping[UUID, int]], None]
     on_dead: Callable[[], None]
+    on_alive: Callable[[], None]
 
 
 class Liveness:
@@ -232,7 +234,7 @@ class Liveness:
             self._is_registered = self._has_started = True
             self._last_beat = time.monotonic()
             self._call(self._succeed)
-        self._call(self._news.on_work)  # what was notified while nobody listened
+        self._call(self._news.on_alive)
 
     def _insert(self, connection: Connection, lock_key: int | None) -> datetime:
         identity = self._identity
@@ -286,7 +288,8 @@ class Liveness:
     def _bury(self, connection: Connection) -> int:
         grace_seconds = self._config.heartbeat_seconds * GRACE_FACTOR
         dead = workers.bury(connection, self._names, self._identity.worker_id, grace_seconds=grace_seconds)
-        orphans = workers.take_over(connection, self._names, max_crashes=self._config.max_crashes)
+        ids = [worker.worker_id for worker in dead]
+        orphans = workers.take_over(connection, self._names, ids, max_crashes=self._config.max_crashes)
         is_all = not workers.has_orphans(connection, self._names)
         self._sweep_at = time.monotonic() + (_SWEEP_SECONDS if is_all else 0.0)
         for worker in dead:
@@ -299,7 +302,7 @@ class Liveness:
                     orphan.crashes,
                 )
         if orphans:
-            logger.info("took over %d tasks of dead workers", len(orphans))
+            logger.info("took over %d tasks of workers that are not there any more", len(orphans))
             executions.notify_work(connection, self._names)
         return len(orphans)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask
@@ -56,6 +56,8 @@ class Poller:
         self._clock = clock
         self._dispatcher = dispatcher
         self._news = asyncio.Event()
+        self._may_claim = asyncio.Event()
+        self._may_claim.set()
         self._is_stopping = False
         self._look_at = time.monotonic() + config.poll_seconds
         self._is_unsure = False  # whether an earlier claim may have taken tasks without our knowing
@@ -76,15 +78,25 @@ class Poller:
         self._is_unsure = True
         self.wake()
 
+    def pause(self) -> None:
+        """Claim no more until `resume`."""
+        self._may_claim.clear()
+
+    def resume(self) -> None:
+        """Claim again, and now."""
+        self._may_claim.set()
+        self.wake()
+
     def stop(self) -> None:
         """Claim no more. A claim that is under way is still dispatched."""
         self._is_stopping = True
-        self.wake()
+        self.resume()
 
     async def run(self) -> None:
         """Claim until stopped."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._is_stopping:
+            await self._may_claim.wait()
             limit = min(await self._dispatcher.slot(), self._config.max_tasks_per_poll)
             self._news.clear()
             if self._is_stopping:
@@ -113,23 +125,32 @@ class Poller:
                 self._is_unsure = False
                 await connection.run_sync(self._release_unknown)
             claimed, seconds = await connection.run_sync(self._take, limit)
-            resumed = [task.run_id for task in claimed if task.attempt > 1]
-            histories = await connection.run_sync(self._histories, resumed) if resumed else {}
+            resumed = [task for task in claimed if task.attempt > 1]
+            for task in claimed:
+                if task.attempt == 1:
+                    self._dispatcher.dispatch(task, RunHistory())
+            await self._go_on_with(connection, resumed)
             if len(claimed) < limit and time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + _LOOK_SECONDS
                 await connection.run_sync(self._tell_unserved)
-        for task in claimed:
-            self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
         if seconds is not None:
             self._wake_in(seconds)
         return len(claimed)
 
+    async def _go_on_with(self, connection: AsyncConnection, resumed: Sequence[ClaimedTask]) -> None:
+        """Start the turns of tasks that had turns before, with what those recorded."""
+        if resumed:
+            histories = await connection.run_sync(self._histories, [task.run_id for task in resumed])
+            for task in resumed:
+                self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
+
     def _release_unknown(self, connection: Connection) -> None:
         """Free what an earlier claim took without its answer ever arriving here."""
         held = self._dispatcher.held
-        freed = tasks.release_others(connection, self._names, self._identity.worker_id, held)
-        if freed:
-            logger.info("%d tasks of a broken claim go back to the queue", len(freed))
+        found = tasks.release_others(connection, self._names, self._identity.worker_id, held)
+        self._is_unsure = not all(found.values())
+        if any(found.values()):
+            logger.info("%d tasks of a broken claim go back to the queue", sum(found.values()))
 
     def _take(self, connection: Connection, limit: int) -> tuple[list[ClaimedTask], float | None]:
         return tasks.claim(

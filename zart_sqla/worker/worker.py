@@ -178,7 +178,8 @@ class _Machinery:
             on_cancelled=self._stop_cancelled,
             on_ended=scheduler.ends.tell,
             on_lost=self._dispatcher.give_up,
-            on_dead=lambda: self._dispatcher.stop_all(StopReason.LEASE_LOST),
+            on_dead=self._die,
+            on_alive=self._rise,
         )
         self._liveness = Liveness(engine, names, identity, config, clock, self._dispatcher.held, news)
         self._loops: list[asyncio.Task[None]] = []
@@ -216,6 +217,7 @@ class _Machinery:
         poller, writer = self._loops
         self._poller.stop()
         await self._let_finish(poller)
+        self._writer.hurry()
         poller.cancel()  # before the turns are stopped: no claim that is still under way may start another
         await asyncio.gather(poller, return_exceptions=True)
         self._dispatcher.stop_all(StopReason.SHUTDOWN)
@@ -244,6 +246,14 @@ class _Machinery:
 
     def _doubt(self) -> None:
         self._poller.doubt()
+
+    def _die(self) -> None:
+        self._poller.pause()
+        self._dispatcher.stop_all(StopReason.LEASE_LOST)
+
+    def _rise(self) -> None:
+        self._poller.resume()
+        self._scheduler.ends.tell_all()
 
     def _stop_cancelled(self, run_id: str) -> None:
         self._dispatcher.stop_run(run_id, StopReason.CANCELLED)

@@ -41,7 +41,8 @@ MAX_BATCH: Final = 2000
 MAX_BATCH_CHARACTERS: Final = 32 * 1024 * 1024
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
-_LOCKED_PAUSE_SECONDS: Final = 0.2
+_LOCKED_PAUSE_SECONDS: Final = 0.01
+_LONGEST_LOCKED_PAUSE_SECONDS: Final = 0.2
 _ODD_ATTEMPTS: Final = 3  # where the error is none of SQLAlchemy's: it may be the driver's, or the write's
 
 
@@ -70,10 +71,11 @@ class Write:
         return 200 + len(result or "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Pending:
     write: Write
     done: asyncio.Future[RecordedStep | None]
+    pause: float = _LOCKED_PAUSE_SECONDS
 
 
 @dataclass(slots=True)
@@ -143,7 +145,8 @@ class Writer:
         self._identity = identity
         self._config = config
         self._queue: deque[_Pending] = deque()
-        self._postponed: list[_Pending] = []
+        self._postponed: set[_Pending] = set()
+        self._is_hurried = False
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -166,6 +169,12 @@ class Writer:
         self._is_idle.clear()
         self._has_work.set()
         return await done
+
+    def hurry(self) -> None:
+        """From now on, leave to others what somebody has locked for longer than a moment."""
+        self._is_hurried = True
+        for pending in list(self._postponed):
+            self._resume(pending)
 
     async def flush(self) -> None:
         """Return when all that was to be written is."""
@@ -217,17 +226,20 @@ class Writer:
                 _resolve(pending, written)
 
     def _postpone(self, pending: _Pending) -> None:
-        """Write it a little later: somebody has locked its task, and the others must not wait for that."""
-        logger.info(
-            "the task of execution %r is locked by another transaction; trying again",
-            pending.write.task.execution_id,
-            extra={"execution_id": pending.write.task.execution_id},
-        )
-        self._postponed.append(pending)
-        asyncio.get_running_loop().call_later(_LOCKED_PAUSE_SECONDS, self._resume, pending)
+        """Write it a little later: somebody has locked its task, and the others must not wait for that.
+
+        Mostly that is another worker's claim, for a moment; it can be an app that cancels the execution in a
+        transaction of its own, for as long as that takes.
+        """
+        if self._is_hurried and pending.pause >= _LONGEST_LOCKED_PAUSE_SECONDS:
+            _resolve(pending, _Written())
+            return
+        self._postponed.add(pending)
+        asyncio.get_running_loop().call_later(pending.pause, self._resume, pending)
+        pending.pause = min(pending.pause * 2, _LONGEST_LOCKED_PAUSE_SECONDS)
 
     def _resume(self, pending: _Pending) -> None:
-        if not self._is_closed:
+        if pending in self._postponed:
             self._postponed.remove(pending)
             self._queue.append(pending)
             self._has_work.set()
