@@ -27,7 +27,6 @@ BAD: list[Any] = [
     "\N{ARABIC-INDIC DIGIT FIVE}s",
     "9999999999d",
     "365001d",
-    timedelta.max,
     "9" * 400 + "s",
     -1,
     -0.001,

@@ -124,6 +124,8 @@ class Poller:
             if self._is_unsure:
                 self._is_unsure = False
                 await connection.run_sync(self._release_unknown)
+                if self._is_unsure:  # somebody has locked what is to be put back
+                    self._wake_in(_LONGEST_PAUSE_SECONDS)
             claimed, seconds = await connection.run_sync(self._take, limit)
             resumed = [task for task in claimed if task.attempt > 1]
             for task in claimed:
