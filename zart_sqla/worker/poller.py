@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask
@@ -127,24 +127,25 @@ class Poller:
                 if self._is_unsure:  # somebody has locked what is to be put back
                     self._wake_in(_LONGEST_PAUSE_SECONDS)
             claimed, seconds = await connection.run_sync(self._take, limit)
-            resumed = [task for task in claimed if task.attempt > 1]
-            for task in claimed:
-                if task.attempt == 1:
-                    self._dispatcher.dispatch(task, RunHistory())
-            await self._go_on_with(connection, resumed)
             if len(claimed) < limit and time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + _LOOK_SECONDS
                 await connection.run_sync(self._tell_unserved)
         if seconds is not None:
             self._wake_in(seconds)
+        for task in claimed:
+            if task.attempt == 1:
+                self._dispatcher.dispatch(task, RunHistory())
+        resumed = [task for task in claimed if task.attempt > 1]
+        if resumed:
+            await self._go_on_with(resumed)
         return len(claimed)
 
-    async def _go_on_with(self, connection: AsyncConnection, resumed: Sequence[ClaimedTask]) -> None:
-        """Start the turns of tasks that had turns before, with what those recorded."""
-        if resumed:
+    async def _go_on_with(self, resumed: Sequence[ClaimedTask]) -> None:
+        """Start the turns of tasks that had turns before, with what those recorded: it can take a while to read."""
+        async with connected(self._engine, self._config.lease_seconds) as connection:
             histories = await connection.run_sync(self._histories, [task.run_id for task in resumed])
-            for task in resumed:
-                self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
+        for task in resumed:
+            self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
 
     def _release_unknown(self, connection: Connection) -> None:
         """Free what an earlier claim took without its answer ever arriving here."""

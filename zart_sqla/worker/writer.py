@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("zart_sqla.writer")
 
 MAX_BATCH: Final = 2000
-MAX_BATCH_CHARACTERS: Final = 32 * 1024 * 1024
+MAX_BATCH_CHARACTERS: Final = 8 * 1024 * 1024
+_SLOWEST_LINK: Final = 1024 * 1024  # characters a second: what is much takes its time
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _LOCKED_PAUSE_SECONDS: Final = 0.01
@@ -86,11 +87,13 @@ class _Batch:
     failed: list[AttemptToRecord] = field(default_factory=list[AttemptToRecord])
     put_down: list[TaskToPutDown] = field(default_factory=list[TaskToPutDown])
     finish: list[RunToFinish] = field(default_factory=list[RunToFinish])
+    size: int = 0
 
     @classmethod
     def of(cls, writes: Sequence[Write]) -> _Batch:
         batch = cls()
         for write in writes:
+            batch.size += write.size
             if write.step is not None:
                 batch.steps.append(StepToRecord(write.task, write.step))
             if write.failed is not None:
@@ -247,7 +250,7 @@ class Writer:
     async def _written(self, batch: Sequence[_Pending]) -> _Written:
         """Return what the batch came to, once it is committed; nothing, if the lease ended before it could be."""
         writes = _Batch.of([pending.write for pending in batch])
-        give_up_at = time.monotonic() + self._config.lease_seconds
+        give_up_at = time.monotonic() + self._config.lease_seconds + writes.size / _SLOWEST_LINK
         pause = _FIRST_PAUSE_SECONDS
         attempt = 0
         while True:
@@ -267,7 +270,7 @@ class Writer:
 
     async def _commit(self, batch: _Batch) -> _Written:
         isolation_level: IsolationLevel = "AUTOCOMMIT" if batch.is_one_statement else "READ COMMITTED"
-        seconds = self._config.answer_seconds
+        seconds = self._config.answer_seconds + batch.size / _SLOWEST_LINK
         async with connected(self._engine, seconds, isolation_level=isolation_level) as connection:
             written = await connection.run_sync(self._apply, batch)
             await connection.commit()
