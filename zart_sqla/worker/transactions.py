@@ -7,8 +7,9 @@ import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from zart_sqla.client.engines import answering
 from zart_sqla.errors import InvalidDataError, NotInWorkflowError
@@ -20,7 +21,8 @@ from zart_sqla.store.tasks import StepToRecord
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
+    from sqlalchemy.orm import Session, SessionTransaction
 
     from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask, RecordedStep
@@ -78,11 +80,9 @@ class Transactions:
         return OpenTransaction(self, task, connection, transaction, session)
 
     def _session_on(self, connection: AsyncConnection) -> AsyncSession:
-        # The session's own commit and rollback are not the transaction's: the checkpoint has to be in it.
-        options = {"bind": connection, "join_transaction_mode": "rollback_only"}
-        if self._sessionmaker is not None:
-            return self._sessionmaker(**options)
-        return AsyncSession(connection, join_transaction_mode="rollback_only", expire_on_commit=False)
+        make = self._sessionmaker or async_sessionmaker(expire_on_commit=False)
+        # The session's own commit is not the transaction's: the checkpoint has to be in it.
+        return make(bind=connection, join_transaction_mode="rollback_only")
 
     def put_back(self, error: BaseException) -> TurnSignal:
         """Return the signal that ends the turn, to be tried again soon, since the database was in the way."""
@@ -111,6 +111,16 @@ class OpenTransaction:
         self._connection = connection
         self._transaction = transaction
         self._session = session
+        self._has_rolled_back = False
+        event.listen(session.sync_session, "before_commit", self._refuse_commit)
+        event.listen(session.sync_session, "after_soft_rollback", self._note_rollback)
+
+    def _refuse_commit(self, session: Session) -> None:
+        if not session.in_nested_transaction():
+            raise NotInWorkflowError("session.commit()", "must not be called on the session that trx() gave")
+
+    def _note_rollback(self, _session: Session, ended: SessionTransaction) -> None:
+        self._has_rolled_back |= not ended.nested
 
     @property
     def session(self) -> AsyncSession:
@@ -119,7 +129,7 @@ class OpenTransaction:
     async def commit(self, step: RecordedStep) -> RecordedStep:
         """Write the checkpoint and commit it together with what the step wrote."""
         await self._session.flush()
-        if not self._transaction.is_active:
+        if self._has_rolled_back:
             raise NotInWorkflowError("session.rollback()", "must not be called on the session that trx() gave")
         async with answering(self._connection, self._opener.answer_seconds):
             is_written = await self._write(step)
