@@ -28,6 +28,7 @@ from zart_sqla.errors import (
 )
 from zart_sqla.models import ZartModels, zart_models
 from zart_sqla.records import ExecutionInfo, ExecutionStatus, Page, StepInfo, StepKind, StepStatus
+from zart_sqla.runtime.answers import Answer, BusinessErr, Ok, ZartErr, outcome, step_or, step_or_else
 from zart_sqla.runtime.context import Context, context
 from zart_sqla.runtime.failures import BodyError, DeadlineExceeded, Failure, RetriesExhausted, StepFailure
 from zart_sqla.runtime.groups import gather
@@ -41,7 +42,9 @@ from zart_sqla.table_names import TableNames
 from zart_sqla.worker.worker import Worker
 
 __all__ = [
+    "Answer",
     "BodyError",
+    "BusinessErr",
     "ConfigError",
     "Context",
     "DeadlineExceeded",
@@ -61,6 +64,7 @@ __all__ = [
     "InvalidNameError",
     "NonDeterminismError",
     "NotInWorkflowError",
+    "Ok",
     "Page",
     "PoolConfig",
     "PostgresScheduler",
@@ -84,6 +88,7 @@ __all__ = [
     "WaitTimedOut",
     "Worker",
     "WorkerConfig",
+    "ZartErr",
     "ZartError",
     "ZartModels",
     "capture",
@@ -91,9 +96,12 @@ __all__ = [
     "durable",
     "gather",
     "now",
+    "outcome",
     "random",
     "sleep",
     "step",
+    "step_or",
+    "step_or_else",
     "sync",
     "trx",
     "uuid",

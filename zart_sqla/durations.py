@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 from datetime import timedelta
+from typing import Final
 
 from zart_sqla.errors import ConfigError
 
 Duration = timedelta | float | str
 """A `timedelta`, a number of seconds, or text such as `"250ms"`, `"30s"`, `"5m"`, `"2h"`, `"3d"`."""
 
-_LONGEST = timedelta(days=365_000)  # so that each moment that is so far from now can still be told
+LONGEST: Final = timedelta(days=365_000)
+"""The longest duration: a thousand years, so that the moment that it leads to can still be told."""
+
 _EXPECTED = (
     "a timedelta, a number of seconds, or text such as '250ms', '30s', '5m', '2h' or '3d', "
-    f"not negative and up to '{_LONGEST.days}d'"
+    f"not negative and up to '{LONGEST.days}d'"
 )
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -34,7 +37,7 @@ def to_timedelta(value: Duration, *, setting: str = "duration") -> timedelta:
         duration = _convert(value)
     except (OverflowError, ValueError, TypeError):
         raise ConfigError(setting, expected=_EXPECTED, actual=value) from None
-    if not timedelta(0) <= duration <= _LONGEST:
+    if not timedelta(0) <= duration <= LONGEST:
         raise ConfigError(setting, expected=_EXPECTED, actual=value)
     return duration
 

@@ -6,24 +6,27 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime import groups, values, waits
+from zart_sqla.runtime import answers, groups, values, waits
 from zart_sqla.runtime.context import body_turn, context
+from zart_sqla.runtime.steps import check_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from datetime import datetime
     from uuid import UUID
 
     from zart_sqla.durations import Duration
+    from zart_sqla.runtime.answers import Answer, ExactCall
     from zart_sqla.runtime.steps import StepCall
 
-__all__ = ["capture", "context", "gather", "now", "random", "sleep", "uuid"]
+__all__ = ["capture", "context", "gather", "now", "outcome", "random", "sleep", "step_or", "step_or_else", "uuid"]
 
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def sleep(name: str, duration: Duration) -> None:
@@ -64,6 +67,36 @@ def gather(*calls: StepCall[T]) -> tuple[T, ...]: ...
 def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
     """Return the values of steps that run side by side; see `zart_sqla.gather`."""
     return _await("gather(...)", groups.gather(*calls))
+
+
+def outcome(call: StepCall[T]) -> Answer[T]:
+    """Run a step, and return its error as a value instead of raising it; see `zart_sqla.outcome`."""
+    return _await("outcome(...)", answers.outcome(call))
+
+
+@overload
+def step_or(call: ExactCall[T], default: T) -> T: ...
+@overload
+def step_or(call: StepCall[T], default: U) -> T | U: ...
+def step_or(call: Any, default: Any) -> Any:
+    """Run a step, and return its value; if it failed in whatever way, the default; see `zart_sqla.step_or`."""
+    return _await("step_or(...)", answers.step_or(call, default))
+
+
+@overload
+def step_or_else(call: StepCall[T], otherwise: Callable[[Any], Awaitable[U]]) -> T | U: ...
+@overload
+def step_or_else(call: StepCall[T], otherwise: Callable[[Any], U]) -> T | U: ...
+def step_or_else(call: StepCall[Any], otherwise: Callable[[Any], Any]) -> Any:
+    """Run a step, and return its value, or what a function makes of an error that the step declares.
+
+    The function is called in the workflow's thread; see `zart_sqla.step_or_else`.
+    """
+    check_call("step_or_else", call)
+    answer = _await("step_or_else(...)", answers.outcome(call))
+    if isinstance(answer, answers.BusinessErr):
+        return _await("step_or_else(...)", answers.settled(otherwise(answer.error)))
+    return answers.value_of(answer)
 
 
 def _await(call: str, coroutine: Coroutine[Any, Any, T]) -> T:

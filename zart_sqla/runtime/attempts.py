@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
-from zart_sqla.errors import InvalidDataError, RetryExhausted, StepFailed, StepTimeout
+from zart_sqla.errors import InvalidDataError, RetryExhausted, StepError, StepFailed, StepTimeout
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
@@ -134,14 +134,16 @@ class Attempts(Generic[T]):
         if isinstance(signal, TurnSignal):
             raise self._turn.note(signal)
         step, name, attempt = self._step, self._place.name, self._attempt
-        if isinstance(error, StepFailed | StepTimeout) and error.step == name:
+        if _is_verdict(error, name):
             await self._fail(error, faults.record_of(error))
         is_declared = isinstance(error, step.raises)
         may_retry = step.retry.covers(error) and not (is_declared and step.retry.on == (Exception,))
         if may_retry and attempt <= step.retry.retries:
             await self._wait_for_retry(error)
         elif is_declared:
-            await self._fail(error, faults.business_record(name, error, attempts=attempt))
+            record = faults.business_record(name, error, attempts=attempt)
+            restored = faults.error_from(record, step.raises)  # as a replay will see it
+            await self._fail(restored.with_traceback(error.__traceback__), record)
         else:
             kind = RetryExhausted if may_retry and step.retry.retries else StepFailed
             failed = faults.step_error(kind, name, error, attempts=attempt)
@@ -188,3 +190,8 @@ class Attempts(Generic[T]):
             error=error,
             started_at=self._started_at,
         )
+
+
+def _is_verdict(error: BaseException, name: str) -> bool:
+    """Return whether the error was made here, of what the step did; a subclass is the user's own, as others are."""
+    return isinstance(error, StepError) and type(error) in {StepFailed, StepTimeout} and error.step == name

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from zart_sqla.errors import NotInWorkflowError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.context import body_turn
-from zart_sqla.runtime.steps import StepCall
+from zart_sqla.runtime.steps import check_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from zart_sqla.runtime.steps import StepCall
     from zart_sqla.runtime.turn import Turn
 
 A = TypeVar("A")
@@ -44,16 +44,11 @@ async def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
         NotInWorkflowError: something else than the call of a step was given.
     """
     for call in calls:
-        _check(call)
+        check_call("gather", call)
     turn = body_turn()
     if turn is None:
         return tuple(await asyncio.gather(*(call.run_plainly() for call in calls)))
     return await _gather(turn, calls)
-
-
-def _check(call: object) -> None:
-    if not isinstance(call, StepCall):
-        raise NotInWorkflowError(f"gather({type(call).__name__})", "takes calls of steps, such as 'check(x)'")
 
 
 async def _gather(turn: Turn, calls: Sequence[StepCall[Any]]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from zart_sqla.config import check_count
-from zart_sqla.durations import to_timedelta
+from zart_sqla.durations import LONGEST, to_timedelta
 from zart_sqla.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Retry:
         if not self.is_exponential:
             return self.delay
         longest = self.delay.total_seconds() * 2.0 ** min(attempt - 1, _MAX_EXPONENT)
-        bound = (timedelta.max if self.max_delay is None else self.max_delay).total_seconds()
+        bound = (LONGEST if self.max_delay is None else self.max_delay).total_seconds()
         return timedelta(seconds=random.uniform(0, min(longest, bound)))  # noqa: S311 - jitter is no secret
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Step(Generic[P, T]):
@@ -153,7 +154,7 @@ class SyncStep(Step[P, T]):
         return turn.bridge(turn.run_step(call))
 
 
-class StepCall(Generic[T]):
+class StepCall(Generic[T_co]):
     """The call of a step, which runs when it is awaited.
 
     Attributes:
@@ -166,26 +167,39 @@ class StepCall(Generic[T]):
     __slots__ = ("args", "kwargs", "name", "step")
 
     def __init__(
-        self, step: Step[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
+        self, step: Step[..., T_co], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
     ) -> None:
-        self.step: Step[..., T] = step
+        self.step: Step[..., T_co] = step
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
         self.name: str = step.name_for(args, kwargs) if name is None else name
 
-    def named(self, name: str) -> StepCall[T]:
+    def named(self, name: str) -> StepCall[T_co]:
         """Return the same call under this name."""
         return StepCall(self.step, self.args, self.kwargs, name)
 
-    def __await__(self) -> Generator[Any, None, T]:
+    def __await__(self) -> Generator[Any, None, T_co]:
         turn = body_turn()
         return (self.run_plainly() if turn is None else turn.run_step(self)).__await__()
 
-    async def run_plainly(self) -> T:
+    async def run_plainly(self) -> T_co:
         """Return what the function returns, without a checkpoint."""
         if self.step.is_async:
-            return cast("T", await self.step.function(*self.args, **self.kwargs))
-        return cast("T", await asyncio.to_thread(self.step.function, *self.args, **self.kwargs))
+            return cast("T_co", await self.step.function(*self.args, **self.kwargs))
+        return cast("T_co", await asyncio.to_thread(self.step.function, *self.args, **self.kwargs))
+
+
+def check_call(caller: str, call: object) -> None:
+    """Check that a function which takes calls of steps was given one.
+
+    Raises:
+        NotInWorkflowError: it was not.
+    """
+    if not isinstance(call, StepCall):
+        raise NotInWorkflowError(
+            f"{caller}({type(call).__name__})",
+            "takes calls of steps, such as 'check(x)', or 'check.call(x)' of a 'def' step",
+        )
 
 
 class _StepDecorator:

@@ -207,7 +207,7 @@ class Turn:
     async def _after_fault(self, error: BaseException) -> Outcome:
         """Return how the turn ends after the body raised."""
         retry = self.handler.retry
-        of_step = next((record for known, record in self._step_errors if known is error), None)
+        of_step = self.record_of(error)
         attempt = self.task.retries + 1
         record = of_step or faults.record_of(error)
         if of_step is None and not isinstance(error, ExecutionTimeout):
@@ -346,6 +346,10 @@ class Turn:
         """Return the error, known from now on as one that came from a step, which recorded it so."""
         self._step_errors.append((error, record))
         return error
+
+    def record_of(self, error: BaseException) -> ErrorRecord | None:
+        """Return what is recorded for the step that the error came from, the last such; None if it came from none."""
+        return next((record for known, record in reversed(self._step_errors) if known is error), None)
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any, is_body: bool) -> Any:
         """Return what a plain function returns, called in a thread that knows this turn."""
