@@ -7,6 +7,7 @@ from zart_sqla.client.sync import SyncExecutionHandle, SyncScheduler
 from zart_sqla.config import PoolConfig, WorkerConfig
 from zart_sqla.errors import (
     ConfigError,
+    EventTimeout,
     ExecutionAlreadyExists,
     ExecutionCancelled,
     ExecutionFailed,
@@ -37,7 +38,7 @@ from zart_sqla.runtime.retry import Retry
 from zart_sqla.runtime.steps import Step, StepCall, step
 from zart_sqla.runtime.transactions import trx
 from zart_sqla.runtime.values import capture, now, random, uuid
-from zart_sqla.runtime.waits import sleep
+from zart_sqla.runtime.waits import sleep, wait_for_event
 from zart_sqla.table_names import TableNames
 from zart_sqla.worker.worker import Worker
 
@@ -49,6 +50,7 @@ __all__ = [
     "Context",
     "DeadlineExceeded",
     "Durable",
+    "EventTimeout",
     "ExecutionAlreadyExists",
     "ExecutionCancelled",
     "ExecutionFailed",
@@ -105,5 +107,6 @@ __all__ = [
     "sync",
     "trx",
     "uuid",
+    "wait_for_event",
     "zart_models",
 ]

@@ -19,7 +19,8 @@ ZartError
 └── StepError                                   a step did not give a value
     ├── StepFailed                              it raised
     ├── RetryExhausted                          it raised, on every attempt that its retry allowed
-    └── StepTimeout                             it ran for longer than its timeout
+    ├── StepTimeout                             it ran for longer than its timeout
+    └── EventTimeout                            no event came before a wait's timeout was over
 ```
 """
 
@@ -310,3 +311,10 @@ class StepTimeout(StepError):
 
     def _describe(self) -> str:
         return f"step {self.step!r} timed out: {self.message}"
+
+
+class EventTimeout(StepError):
+    """A wait for an event came to its timeout. An event that comes later is kept for the next wait of its name."""
+
+    def _describe(self) -> str:
+        return f"no event came for {self.step!r}: {self.message}"

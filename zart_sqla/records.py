@@ -47,6 +47,8 @@ class StepKind(StrEnum):
     STEP = "step"
     SLEEP = "sleep"
     CAPTURE = "capture"
+    EVENT = "event"
+    """A wait for an event: recorded when it begins, done when the event is taken or the wait times out."""
     FAILURE = "failure"
     """The place at which the body failed and its `on_failure` took over."""
 
@@ -55,7 +57,7 @@ class StepStatus(StrEnum):
     """Where a step stands."""
 
     WAITING = "waiting"
-    """It sleeps, or waits before its next attempt."""
+    """It sleeps, waits for an event, or waits before its next attempt."""
     COMPLETED = "completed"
     FAILED = "failed"
 
@@ -126,7 +128,8 @@ class StepInfo:
         result: what it gave, as plain JSON data.
         error: what it failed with, or its latest failed attempt; None if there was none.
         started_at: when its (last) attempt began.
-        completed_at: when it was recorded; for a sleep, when it ends; None while it waits for its next attempt.
+        completed_at: when it was recorded; for a sleep, when it ends; None while it waits for an event or for its next
+            attempt.
     """
 
     name: str
@@ -197,6 +200,23 @@ class NewExecution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event to be offered.
+
+    Attributes:
+        execution_id: the execution that it is for.
+        name: its name.
+        payload: its value as JSON text.
+        event_id: what tells it from others, so that it counts once however often it is offered; None: nothing does.
+    """
+
+    execution_id: str
+    name: str
+    payload: str
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedStep:
     """A checkpoint: a step that is done, with its value or its error, and never runs again.
 
@@ -208,7 +228,7 @@ class RecordedStep:
         result: its value as JSON text; None if it failed.
         error: what it failed with; None if it did not.
         started_at: when the last attempt began.
-        wake_at: when a sleep ends; None for other kinds.
+        wake_at: when a sleep ends, or a wait for an event times out; None for other kinds.
     """
 
     name: str
@@ -219,6 +239,11 @@ class RecordedStep:
     error: ErrorRecord | None = None
     started_at: datetime | None = None
     wake_at: datetime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has only begun: the one case in which a checkpoint is written a second time."""
+        return self.kind is StepKind.EVENT and self.result is None and self.error is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +291,7 @@ class ClaimedTask:
         started_at: when the run was first claimed.
         claimed_at: when this claim was made.
         crashes: how many workers in a row died with it.
+        signals: how many events had been offered to the run.
     """
 
     task_id: UUID
@@ -278,6 +304,7 @@ class ClaimedTask:
     started_at: datetime
     claimed_at: datetime
     crashes: int = 0
+    signals: int = 0
 
     @property
     def is_suspect(self) -> bool:

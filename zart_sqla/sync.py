@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from zart_sqla.runtime.answers import Answer, ExactCall
     from zart_sqla.runtime.steps import StepCall
 
-__all__ = ["capture", "context", "gather", "now", "outcome", "random", "sleep", "step_or", "step_or_else", "uuid"]
+__all__ = [
+    "capture",
+    "context",
+    "gather",
+    "now",
+    "outcome",
+    "random",
+    "sleep",
+    "step_or",
+    "step_or_else",
+    "uuid",
+    "wait_for_event",
+]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -32,6 +44,15 @@ U = TypeVar("U")
 def sleep(name: str, duration: Duration) -> None:
     """Let the workflow go on after a while; see `zart_sqla.sleep`."""
     _await("sleep(...)", waits.sleep(name, duration))
+
+
+@overload
+def wait_for_event(name: str, kind: type[T], /, *, timeout: Duration | None = None) -> T: ...
+@overload
+def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | None = None) -> Any: ...
+def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | None = None) -> Any:
+    """Return the value of the next event of this name; see `zart_sqla.wait_for_event`."""
+    return _await("wait_for_event(...)", waits.wait_for_event(name, kind, timeout=timeout))
 
 
 def capture(name: str, function: Callable[[], T]) -> T:

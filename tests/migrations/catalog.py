@@ -75,5 +75,5 @@ def tables(connection: Connection, schema: str | None = None) -> set[str]:
 
 def our_tables(names: TableNames) -> set[str]:
     """Return the names of the tables that the newest revision has."""
-    present = ("executions", "execution_runs", "tasks", "steps", "step_attempts", "workers")
+    present = ("executions", "execution_runs", "tasks", "steps", "step_attempts", "events", "workers")
     return {names.table(table) for table in present}

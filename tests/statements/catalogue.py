@@ -25,7 +25,7 @@ WANTED = ExecutionFilter(
 EVERYTHING = ExecutionFilter(status=None, task_name=None, search=None, since=None, limit=10)
 CURSOR = (datetime(2026, 1, 1, tzinfo=UTC), "order-1")
 
-# Those that take more than the names, or none; `alive` is a part of statements, and none itself.
+# Those that take more than the names, or none. `alive` and `completed` are parts of statements, and none themselves.
 SPECIAL: dict[str, Builder] = {
     "diagnosis.backend": lambda _: diagnosis.backend(),
     "executions.browse": lambda names: executions.browse(names, WANTED, CURSOR),
@@ -35,7 +35,7 @@ SPECIAL: dict[str, Builder] = {
     "tasks.claim some queues": lambda names: tasks.claim(names, all_queues=False),
     "workers.is_locked": lambda _: workers.is_locked(),
 }
-NO_STATEMENTS = {"workers.alive"}
+NO_STATEMENTS = {"steps.completed", "workers.alive"}
 
 
 def builders() -> dict[str, Any]:

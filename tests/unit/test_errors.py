@@ -10,6 +10,7 @@ import zart_sqla
 from zart_sqla import errors
 from zart_sqla.errors import (
     ConfigError,
+    EventTimeout,
     ExecutionAlreadyExists,
     ExecutionCancelled,
     ExecutionFailed,
@@ -99,6 +100,10 @@ EXAMPLES: list[tuple[ZartError, str]] = [
     (
         StepTimeout("charge", error_type="StepTimeout", message="it had not ended after 5 s", attempts=1),
         "step 'charge' timed out: it had not ended after 5 s",
+    ),
+    (
+        EventTimeout("approved", error_type="EventTimeout", message="none in 5 s", attempts=1),
+        "no event came for 'approved': none in 5 s",
     ),
 ]
 

@@ -15,10 +15,10 @@ from zart_sqla.errors import (
     ExecutionNotFound,
     NotInWorkflowError,
 )
-from zart_sqla.records import DEFAULT_QUEUE, ExecutionFilter, ExecutionStatus, NewExecution
+from zart_sqla.records import DEFAULT_QUEUE, ExecutionFilter, ExecutionStatus, NewEvent, NewExecution
 from zart_sqla.runtime.context import active_step
 from zart_sqla.runtime.handlers import Durable
-from zart_sqla.store import executions
+from zart_sqla.store import events, executions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -158,6 +158,40 @@ def cancel(connection: Connection, names: TableNames, execution_id: str) -> None
     status = info(connection, names, execution_id).status
     if status is not ExecutionStatus.CANCELLED:
         raise ExecutionFinished(execution_id, status)
+
+
+def prepare_event(execution_id: str, name: str, value: object, event_id: str | None) -> NewEvent:
+    """Return the event to be offered, checked and encoded.
+
+    Raises:
+        InvalidDataError: the value cannot be stored.
+        InvalidNameError: the name or the id cannot be stored.
+    """
+    payload, _ = plain_json.pack(value, subject=f"the event {name!r}")
+    return NewEvent(
+        execution_id=execution_id,
+        name=checked_name("event name", name),
+        payload=payload,
+        event_id=None if event_id is None else checked_name("event id", event_id),
+    )
+
+
+def offer_event(connection: Connection, names: TableNames, event: NewEvent) -> bool:
+    """Offer the event to its execution.
+
+    Returns:
+        Whether no event of this id had been offered before.
+
+    Raises:
+        ExecutionNotFound: there is none.
+        ExecutionFinished: it has ended.
+    """
+    offer = events.offer(connection, names, event)
+    if offer is None and not info(connection, names, event.execution_id).status.is_terminal:
+        offer = events.offer(connection, names, event)  # it was resumed in between
+    if offer is None:
+        raise ExecutionFinished(event.execution_id, info(connection, names, event.execution_id).status)
+    return offer.is_new
 
 
 def resume(connection: Connection, names: TableNames, execution_id: str) -> None:

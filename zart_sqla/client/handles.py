@@ -84,6 +84,34 @@ class ExecutionHandle(Generic[R]):
         executions.refuse_own_cancel(self.execution_id, session)
         await self._scheduler.run(executions.cancel, self.execution_id, session=session)
 
+    async def offer_event(
+        self,
+        name: str,
+        value: object = None,
+        *,
+        event_id: str | None = None,
+        session: AnyConnection | None = None,
+    ) -> bool:
+        """Offer it an event, which it takes when it waits for one of this name: now, later or never.
+
+        Args:
+            name: the event's name.
+            value: its value: anything that JSON can tell. Whether it fits is seen by the workflow that takes it.
+            event_id: what tells the event from others, so that it counts once however often it is offered.
+            session: the app's own session or connection, whose transaction this joins; the caller commits.
+
+        Returns:
+            Whether it counts: False if an event of this id was offered before.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+            ExecutionFinished: it has ended.
+            InvalidDataError: the value cannot be stored; nothing is written.
+            InvalidNameError: the name or the id cannot be stored; nothing is written.
+        """
+        event = executions.prepare_event(self.execution_id, name, value, event_id)
+        return await self._scheduler.run_and_wake(executions.offer_event, event, session=session)
+
     async def resume(self) -> None:
         """Let it go on after it failed, in a new run that keeps the steps that succeeded.
 

@@ -285,18 +285,7 @@ class PostgresScheduler:
         executions.checked_on_conflict(on_conflict)
         if not new:
             return
-        is_later = self._notify == "after_commit" and (session is None or isinstance(session, AsyncSession))
-
-        def start(connection: Connection, names: TableNames) -> None:
-            executions.start(connection, names, new, on_conflict)
-            if not is_later:
-                stored.notify_work(connection, names)
-
-        await self.run(start, session=session)
-        if is_later and isinstance(session, AsyncSession):
-            after_transaction(session, self.wake_ups.send)
-        elif is_later:
-            self.wake_ups.send()
+        await self.run_and_wake(executions.start, new, on_conflict, session=session)
 
     @overload
     def handle(self, execution_id: str, workflow: Durable[Any, R]) -> ExecutionHandle[R]: ...
@@ -336,6 +325,28 @@ class PostgresScheduler:
         """
         wanted = executions.checked_filter(status, task_name, search, since, limit)
         return await self.run(stored.browse, wanted, cursor)
+
+    async def run_and_wake(
+        self,
+        function: Callable[[Connection, TableNames, *Ts], T],
+        *args: *Ts,
+        session: AnyConnection | None = None,
+    ) -> T:
+        """Do as `run`, and have the workers look for work once it is committed."""
+        is_later = self._notify == "after_commit" and (session is None or isinstance(session, AsyncSession))
+
+        def call(connection: Connection, names: TableNames) -> T:
+            value = function(connection, names, *args)
+            if not is_later:
+                stored.notify_work(connection, names)
+            return value
+
+        value = await self.run(call, session=session)
+        if is_later and isinstance(session, AsyncSession):
+            after_transaction(session, self.wake_ups.send)
+        elif is_later:
+            self.wake_ups.send()
+        return value
 
     async def run(
         self,

@@ -307,11 +307,7 @@ class SyncScheduler:
         executions.checked_on_conflict(on_conflict)
         if not new:
             return
-        self.run(executions.start, new, on_conflict, session=session)
-        if session is None:
-            self._backend.wake(self.names)
-        else:
-            self.run(stored.notify_work, session=session)
+        self.run_and_wake(executions.start, new, on_conflict, session=session)
 
     @overload
     def handle(self, execution_id: str, workflow: Durable[Any, R]) -> SyncExecutionHandle[R]: ...
@@ -334,6 +330,20 @@ class SyncScheduler:
         """Return a page of executions, the newest first; see `PostgresScheduler.list_executions`."""
         wanted = executions.checked_filter(status, task_name, search, since, limit)
         return self.run(stored.browse, wanted, cursor)
+
+    def run_and_wake(
+        self,
+        function: Callable[[Connection, TableNames, *Ts], T],
+        *args: *Ts,
+        session: AnyConnection | None = None,
+    ) -> T:
+        """Do as `run`, and have the workers look for work once it is committed."""
+        value = self.run(function, *args, session=session)
+        if session is None:
+            self._backend.wake(self.names)
+        else:
+            self.run(stored.notify_work, session=session)
+        return value
 
     def run(
         self,
@@ -396,6 +406,18 @@ class SyncExecutionHandle(Generic[R]):
     def cancel(self, *, session: AnyConnection | None = None) -> None:
         """End it as cancelled; see `ExecutionHandle.cancel`."""
         self._scheduler.run(executions.cancel, self.execution_id, session=session)
+
+    def offer_event(
+        self,
+        name: str,
+        value: object = None,
+        *,
+        event_id: str | None = None,
+        session: AnyConnection | None = None,
+    ) -> bool:
+        """Offer it an event; see `ExecutionHandle.offer_event`."""
+        event = executions.prepare_event(self.execution_id, name, value, event_id)
+        return self._scheduler.run_and_wake(executions.offer_event, event, session=session)
 
     def resume(self) -> None:
         """Let it go on after it failed; see `ExecutionHandle.resume`."""

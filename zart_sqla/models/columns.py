@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Integer, Text, Uuid, text
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy import JSON, BigInteger, Identity, Integer, Text, Uuid, text
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 Timestamp: Final = TIMESTAMP(timezone=True)
@@ -94,6 +94,8 @@ class TaskColumns:
         crashes: how many workers in a row died with it before it got anywhere.
         started_at: when it was first claimed.
         claimed_at: when it was last claimed.
+        signals: how many events were offered to the run.
+        awaits: the names of the events that it was put down to wait for; None if it waits for none.
     """
 
     task_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
@@ -108,10 +110,12 @@ class TaskColumns:
     crashes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     started_at: Mapped[datetime | None] = _moment()
     claimed_at: Mapped[datetime | None] = _moment()
+    signals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    awaits: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class StepColumns:
-    """A checkpoint: a step of a run that is done and never runs again.
+    """A checkpoint: a step of a run that is done and never runs again; or a wait for an event, which may go on.
 
     Attributes:
         run_id: the run.
@@ -122,8 +126,8 @@ class StepColumns:
         result: its value; None if it failed.
         error: what it failed with; None if it did not.
         started_at: when the last attempt began.
-        completed_at: when it was recorded.
-        wake_at: when a sleep ends.
+        completed_at: when it was recorded; None while it waits for an event.
+        wake_at: when a sleep ends, or a wait for an event times out.
     """
 
     run_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
@@ -134,7 +138,7 @@ class StepColumns:
     result: Mapped[Any | None] = mapped_column(JSON)
     error: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     started_at: Mapped[datetime | None] = _moment()
-    completed_at: Mapped[datetime] = _moment(default_now=True)
+    completed_at: Mapped[datetime | None] = _moment(default_now=True)
     wake_at: Mapped[datetime | None] = _moment()
 
     if TYPE_CHECKING:
@@ -159,6 +163,30 @@ class StepAttemptColumns:
     error: Mapped[Any] = mapped_column(JSON)
     started_at: Mapped[datetime] = _moment()
     failed_at: Mapped[datetime] = _moment(default_now=True)
+
+
+class EventColumns:
+    """An event that was offered to an execution, kept until the execution takes it, and then as history.
+
+    Attributes:
+        event_seq: its number, in the order of arrival for each execution.
+        execution_id: the execution that it is for.
+        name: its name.
+        event_id: what tells it from others; None if nothing does.
+        payload: its value.
+        offered_at: when it was offered.
+        run_id: the run that took it; None while nobody has.
+        taken_at: when it was taken.
+    """
+
+    event_seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    execution_id: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    event_id: Mapped[str | None] = mapped_column(Text)
+    payload: Mapped[Any] = mapped_column(JSON)
+    offered_at: Mapped[datetime] = _moment(default_now=True)
+    run_id: Mapped[UUID | None] = mapped_column(Uuid)
+    taken_at: Mapped[datetime | None] = _moment()
 
 
 class WorkerColumns:

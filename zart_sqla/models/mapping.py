@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import class_mapper, column_property, foreign, registry, relationship
 
 from zart_sqla.models.columns import (
+    EventColumns,
     ExecutionColumns,
     ExecutionRunColumns,
     StepAttemptColumns,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _CACHE_KEY = "zart_models"
 OUTCOMES: Final = ("completed", "failed", "cancelled")
 TRIGGERS: Final = ("initial", "resume")
-STEP_KINDS: Final = ("step", "sleep", "capture", "failure")
+STEP_KINDS: Final = ("step", "sleep", "capture", "event", "failure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class ZartModels:
     Task: type[TaskColumns]
     Step: type[StepColumns]
     StepAttempt: type[StepAttemptColumns]
+    Event: type[EventColumns]
     Worker: type[WorkerColumns]
 
 
@@ -85,6 +87,7 @@ class Tables:
     tasks: Table
     steps: Table
     step_attempts: Table
+    events: Table
     workers: Table
 
 
@@ -105,6 +108,7 @@ def tables_of(names: TableNames) -> Tables:
         tasks=table("tasks"),
         steps=table("steps"),
         step_attempts=table("step_attempts"),
+        events=table("events"),
         workers=table("workers"),
     )
 
@@ -151,6 +155,17 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
     )
     step = mapped(StepColumns, "steps", _one_of("kind", STEP_KINDS, f"{prefix}steps_kind_check"))
     attempt = mapped(StepAttemptColumns, "step_attempts")
+    event = mapped(
+        EventColumns,
+        "events",
+        Index(
+            f"{prefix}events_id_key",
+            *("execution_id", "event_id"),
+            unique=True,
+            postgresql_where="event_id IS NOT NULL",
+        ),
+        Index(f"{prefix}events_offered_idx", "execution_id", "name", "event_seq", postgresql_where="taken_at IS NULL"),
+    )
     worker = mapped(WorkerColumns, "workers")
 
     _add_status(execution, run, task)
@@ -163,6 +178,7 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         Task=task,
         Step=step,
         StepAttempt=attempt,
+        Event=event,
         Worker=worker,
     )
 

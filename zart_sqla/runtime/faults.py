@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 from zart_sqla.codec import codec_for, tagged_json
 from zart_sqla.errors import (
     ConfigError,
+    EventTimeout,
     ExecutionTimeout,
     InvalidDataError,
     RetryExhausted,
@@ -34,6 +35,7 @@ _STEP_ERRORS: Final[dict[str, type[StepError]]] = {
     "step_failed": StepFailed,
     "retry_exhausted": RetryExhausted,
     "step_timeout": StepTimeout,
+    "event_timeout": EventTimeout,
 }
 _CATEGORIES: Final = {error: category for category, error in _STEP_ERRORS.items()}
 
@@ -73,6 +75,11 @@ def step_timeout(step: str, timeout: timedelta, *, attempts: int) -> StepTimeout
     """Return the error for a step that ran for longer than its timeout."""
     message = f"it had not ended after {timeout.total_seconds():g} s"
     return StepTimeout(step, error_type="StepTimeout", message=message, attempts=attempts)
+
+
+def event_timeout(step: str, timeout: timedelta) -> EventTimeout:
+    """Return the error for an event that has not come in time."""
+    return EventTimeout(step, error_type="EventTimeout", message=f"none in {timeout.total_seconds():g} s", attempts=1)
 
 
 def business_record(step: str, error: BaseException, *, attempts: int) -> ErrorRecord:

@@ -38,16 +38,18 @@ class Suspended:
     """The run goes on in another turn.
 
     Attributes:
-        due_at: when; None for at once.
+        due_at: when; None for at once, unless it awaits events.
         is_waiting: whether its execution shows as waiting until then.
         step: a checkpoint to be written together with it.
         failed: a failed attempt of the body, which the next turn makes again.
+        awaits: the events that make it go on before.
     """
 
     due_at: datetime | None = None
     is_waiting: bool = False
     step: RecordedStep | None = None
     failed: FailedAttempt | None = None
+    awaits: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,16 @@ class Recorder(Protocol):
         """
         ...
 
+    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
+        """Take the first event of this name that is there; return, once it is committed, what is recorded of the wait.
+
+        If there is none, that is the wait as it was given, or as it was recorded before.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing is written.
+        """
+        ...
+
     async def record_attempt(self, failed: FailedAttempt) -> None:
         """Write a failed attempt.
 

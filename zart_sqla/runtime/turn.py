@@ -10,7 +10,9 @@ import concurrent.futures
 import contextlib
 import inspect
 import logging
+import math
 from contextvars import copy_context
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -140,7 +142,10 @@ class Turn:
         if self._divergence is not None:
             return Failed(faults.record_of(self._divergence))
         suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
-        return min(suspended, key=_due_first, default=None)
+        if not suspended:
+            return None
+        awaits = frozenset[str]().union(*(outcome.awaits for outcome in suspended))
+        return replace(min(suspended, key=_due_first), awaits=awaits)
 
     async def _run_handler(self) -> Outcome:
         try:
@@ -270,9 +275,10 @@ class Turn:
                 extra={"execution_id": self.task.execution_id, "task_name": self.task.task_name},
             )
 
-    def _bounded(self, moment: datetime) -> datetime:
-        """Return the moment, or the deadline if that comes first."""
-        return moment if self.deadline is None else min(moment, self.deadline)
+    def _bounded(self, moment: datetime | None) -> datetime | None:
+        """Return the moment, None for never, or the deadline if that comes first."""
+        known = [one for one in (moment, self.deadline) if one is not None]
+        return min(known, default=None)
 
     # What the body's calls come to ------------------------------------------------------------------------------
 
@@ -307,9 +313,11 @@ class Turn:
         if self._is_over or self._stopped is not None or current_body.get() != self._body:
             raise asyncio.CancelledError(self._stopped.value if self._stopped else "the body is over")
 
-    def suspend(self, due_at: datetime, *, step: RecordedStep | None = None, is_waiting: bool = True) -> TurnSignal:
-        """Return the signal that ends this turn until then, to be raised."""
-        outcome = Suspended(due_at=self._bounded(due_at), is_waiting=is_waiting, step=step)
+    def suspend(
+        self, due_at: datetime | None, *, step: RecordedStep | None = None, awaits: frozenset[str] = frozenset()
+    ) -> TurnSignal:
+        """Return the signal that ends this turn until then, or until one of the events comes, to be raised."""
+        outcome = Suspended(due_at=self._bounded(due_at), is_waiting=True, step=step, awaits=awaits)
         return self.note(TurnSignal(outcome))
 
     def note(self, signal: TurnSignal) -> TurnSignal:
@@ -322,6 +330,13 @@ class Turn:
         """Write a checkpoint and return what is recorded then."""
         try:
             return await self.recorder.record(step)
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
+    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
+        """Take an event of this name, if there is one, and return what is recorded of the wait then."""
+        try:
+            return await self.recorder.take_event(wait, name)
         except TurnSignal as signal:
             raise self.note(signal) from None
 
@@ -384,4 +399,6 @@ class Turn:
 
 
 def _due_first(outcome: Suspended) -> float:
-    return float("-inf") if outcome.due_at is None else outcome.due_at.timestamp()
+    if outcome.due_at is not None:
+        return outcome.due_at.timestamp()
+    return math.inf if outcome.awaits else -math.inf

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Integer,
     Text,
     bindparam,
     cast,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -229,10 +231,13 @@ def resume(names: TableNames) -> Executable:
         .join(failed, failed.c.run_id == t.steps.c.run_id)
         .where(t.steps.c.error.is_(None), t.steps.c.kind != "failure"),
     )
+    has_events = exists().where(t.events.c.execution_id == failed.c.execution_id, t.events.c.taken_at.is_(None))
     # The task starts with a token of 1, as if it had been claimed: the next turn then reads the journal.
     task = insert(t.tasks).from_select(
-        ["task_id", "run_id", "task_name", "queue", "due_at", "attempt"],
-        select(new_id, new_id, failed.c.task_name, failed.c.queue, func.now(), literal(1)).select_from(failed),
+        ["task_id", "run_id", "task_name", "queue", "due_at", "attempt", "signals"],
+        select(
+            new_id, new_id, failed.c.task_name, failed.c.queue, func.now(), literal(1), cast(has_events, Integer)
+        ).select_from(failed),
     )
     return (
         select(new_id.label("run_id"))

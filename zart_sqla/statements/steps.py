@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import (
     JSON,
     Text,
     any_,
     bindparam,
+    case,
     cast,
     exists,
     func,
     literal,
     null,
+    or_,
     select,
     union_all,
 )
@@ -25,16 +27,20 @@ from zart_sqla.statements.arrays import INTEGER, TEXT, TIMESTAMP_TZ, UUID, array
 from zart_sqla.statements.workers import alive
 
 if TYPE_CHECKING:
-    from sqlalchemy import Executable
+    from sqlalchemy import ColumnElement, Executable, FromClause
+    from sqlalchemy.dialects.postgresql import Insert
 
     from zart_sqla.table_names import TableNames
 
 
+COLUMNS: Final = ("run_id", "name", "kind", "position", "attempts", "result", "error", "started_at", "wake_at")
+
+
 @functools.cache
 def record(names: TableNames) -> Executable:
-    """Insert checkpoints of runs whose tasks a worker holds.
+    """Insert checkpoints of runs whose tasks a worker holds, and complete those that had only begun.
 
-    Parameters: `me` and `rows_of` lists. Returns: `(run_id, name)` of those that were inserted; one is missing
+    Parameters: `me` and `rows_of` lists. Returns: `(run_id, name)` of those that were written; one is missing
     if the task is not the worker's any more, or if the checkpoint was there before.
     """
     t = tables_of(names)
@@ -63,13 +69,25 @@ def record(names: TableNames) -> Executable:
         cast(given.c.error, JSON),
         given.c.started_at,
         given.c.wake_at,
+        case((_is_open(given), null()), else_=func.now()),
     ).select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
-    columns = ["run_id", "name", "kind", "position", "attempts", "result", "error", "started_at", "wake_at"]
-    return (
-        pg_insert(t.steps)
-        .from_select(columns, rows)
-        .on_conflict_do_nothing(index_elements=[t.steps.c.run_id, t.steps.c.name])
-        .returning(t.steps.c.run_id, t.steps.c.name)
+    inserted = pg_insert(t.steps).from_select([*COLUMNS, "completed_at"], rows)
+    return completed(names, inserted).returning(t.steps.c.run_id, t.steps.c.name)
+
+
+def _is_open(step: FromClause) -> ColumnElement[bool]:
+    """Return the condition for a checkpoint of something that has only begun."""
+    return (step.c.kind == "event") & step.c.result.is_(None) & step.c.error.is_(None)
+
+
+def completed(names: TableNames, inserted: Insert) -> Insert:
+    """Return the insertion of checkpoints as one that completes those which have only begun, and changes no others."""
+    steps = tables_of(names).steps
+    new = inserted.excluded
+    return inserted.on_conflict_do_update(
+        index_elements=[steps.c.run_id, steps.c.name],
+        set_={"result": new.result, "error": new.error, "completed_at": new.completed_at},
+        where=steps.c.completed_at.is_(None) & new.completed_at.is_not(None),
     )
 
 
@@ -162,18 +180,19 @@ def describe(names: TableNames) -> Executable:
     t = tables_of(names)
     run = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
     run_id = run.scalar_subquery()
+    is_sleep = t.steps.c.kind == "sleep"
     failed = t.step_attempts
     last = failed.alias("last")
     done = select(
         t.steps.c.name,
         t.steps.c.kind,
-        (func.coalesce(t.steps.c.wake_at, func.now()) > func.now()).label("is_waiting"),
+        or_(t.steps.c.completed_at.is_(None), is_sleep & (t.steps.c.wake_at > func.now())).label("is_waiting"),
         t.steps.c.attempts,
         cast(t.steps.c.result, Text).label("result"),
         cast(t.steps.c.error, Text).label("error"),
         t.steps.c.started_at,
-        func.coalesce(t.steps.c.wake_at, t.steps.c.completed_at).label("completed_at"),
-        t.steps.c.completed_at.label("recorded_at"),
+        case((is_sleep, t.steps.c.wake_at), else_=t.steps.c.completed_at).label("completed_at"),
+        func.coalesce(t.steps.c.completed_at, t.steps.c.started_at).label("recorded_at"),
         t.steps.c.position,
     ).where(t.steps.c.run_id == run_id)
     is_done = exists().select_from(t.steps).where(t.steps.c.run_id == last.c.run_id, t.steps.c.name == last.c.name)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import SUSPECT_CRASHES
@@ -100,6 +101,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             t.tasks.c.started_at,
             t.tasks.c.claimed_at,
             t.tasks.c.crashes,
+            t.tasks.c.signals,
         )
         .cte("claimed")
     )
@@ -118,6 +120,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         claimed.c.started_at,
         claimed.c.claimed_at,
         claimed.c.crashes,
+        claimed.c.signals,
     ).select_from(upcoming.outerjoin(with_run, true()))
 
 
@@ -138,19 +141,38 @@ def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
 def put_down(names: TableNames) -> Executable:
     """Free tasks that a worker holds, until they are due again.
 
+    One that awaits events is due at once if an event has been offered that its turn could not see. Both this and the
+    offer write the task's row, so whoever comes second sees the other.
     Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
     t = tables_of(names)
-    turn = rows_of("turn", task_id=UUID, attempt=INTEGER, due_at=TIMESTAMP_TZ, is_waiting=BOOLEAN, retries=INTEGER)
-    mine = _mine(names, turn, turn.c.due_at, turn.c.is_waiting, turn.c.retries)
+    turn = rows_of(
+        "turn",
+        task_id=UUID,
+        attempt=INTEGER,
+        due_at=TIMESTAMP_TZ,
+        is_waiting=BOOLEAN,
+        retries=INTEGER,
+        awaits=TEXT,
+        signals=INTEGER,
+    )
+    mine = _mine(
+        names, turn, turn.c.due_at, turn.c.is_waiting, turn.c.retries, turn.c.awaits, turn.c.signals.label("seen")
+    )
+    due_at = case(
+        (mine.c.awaits.is_(None), func.coalesce(mine.c.due_at, func.now())),
+        (t.tasks.c.signals != mine.c.seen, func.now()),
+        else_=mine.c.due_at,
+    )
     return (
         update(t.tasks)
         .values(
             worker_id=None,
-            due_at=func.coalesce(mine.c.due_at, func.now()),
+            due_at=due_at,
             is_waiting=mine.c.is_waiting,
             retries=mine.c.retries,
             crashes=0,
+            awaits=cast(mine.c.awaits, JSONB),
         )
         .where(t.tasks.c.task_id == mine.c.task_id)
         .returning(t.tasks.c.task_id)

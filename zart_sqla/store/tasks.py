@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def _claimed(row: Row[Any]) -> ClaimedTask:
         started_at=row.started_at,
         claimed_at=row.claimed_at,
         crashes=row.crashes,
+        signals=row.signals,
     )
 
 
@@ -120,12 +122,14 @@ class TaskToPutDown:
         due_at: when it is due again; None for at once.
         is_waiting: whether its execution waits until then.
         retries: how often the body has been retried.
+        awaits: the events that make it due before; then without `due_at` nothing else does.
     """
 
     task: ClaimedTask
     due_at: datetime | None
     is_waiting: bool
     retries: int
+    awaits: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +230,7 @@ def record_attempts(
     return {(run_id, name) for run_id, name in inserted}
 
 
-_PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries")
+_PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries", "awaits", "signals")
 
 
 def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]) -> set[UUID]:
@@ -235,7 +239,18 @@ def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: 
     Returns:
         Those that it still held.
     """
-    rows = ((item.task.task_id, item.task.attempt, item.due_at, item.is_waiting, item.retries) for item in freed)
+    rows = (
+        (
+            item.task.task_id,
+            item.task.attempt,
+            item.due_at,
+            item.is_waiting,
+            item.retries,
+            json.dumps(sorted(item.awaits)) if item.awaits else None,
+            item.task.signals,
+        )
+        for item in freed
+    )
     parameters = {"me": worker_id, **parameters_of("turn", _PUT_DOWN, rows)}
     return set(connection.scalars(tasks.put_down(names), parameters))
 

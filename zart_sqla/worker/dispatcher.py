@@ -185,7 +185,7 @@ class Dispatcher:
             return False
         if isinstance(outcome, Suspended):
             self.handed_back |= outcome == Suspended()
-            self._on_suspended(outcome.due_at)
+            self._on_suspended(None if outcome.awaits else outcome.due_at)  # an event may have come meanwhile
         return not isinstance(outcome, LeaseLost)
 
 
@@ -198,7 +198,7 @@ def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
             return Write(task=task, finish=RunToFinish(task, None, error))
         case Suspended():
             retries = task.retries if outcome.failed is None else outcome.failed.attempt
-            put_down = TaskToPutDown(task, outcome.due_at, outcome.is_waiting, retries)
+            put_down = TaskToPutDown(task, outcome.due_at, outcome.is_waiting, retries, outcome.awaits)
             return Write(task=task, step=outcome.step, failed=outcome.failed, put_down=put_down)
         case Cancelled() | LeaseLost():
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from zart_sqla.store.events import EventToTake
 from zart_sqla.worker.writer import Write
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class TaskRecorder:
     async def record(self, step: RecordedStep) -> RecordedStep:
         recorded = await self._writer.write(Write(task=self._task, step=step))
         return recorded or step
+
+    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
+        taken = await self._writer.write(Write(task=self._task, take=EventToTake(self._task, wait, name)))
+        return taken or wait
 
     async def record_attempt(self, failed: FailedAttempt) -> None:
         await self._writer.write(Write(task=self._task, failed=failed))

@@ -11,14 +11,15 @@ import logging
 import random
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zart_sqla.client.engines import connected
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
-from zart_sqla.store import tasks
+from zart_sqla.store import events, tasks
+from zart_sqla.store.events import EventToTake
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
+
+Item = TypeVar("Item", StepToRecord, EventToTake)
 
 logger: Final = logging.getLogger("zart_sqla.writer")
 
@@ -54,6 +57,7 @@ class Write:
     Attributes:
         task: the task.
         step: a checkpoint.
+        take: a wait for an event, to be given one that is there.
         failed: a failed attempt.
         put_down: that the task is freed.
         finish: that its run ends.
@@ -61,6 +65,7 @@ class Write:
 
     task: ClaimedTask
     step: RecordedStep | None = None
+    take: EventToTake | None = None
     failed: FailedAttempt | None = None
     put_down: TaskToPutDown | None = None
     finish: RunToFinish | None = None
@@ -84,6 +89,7 @@ class _Batch:
     """A batch of writes, by what they write."""
 
     steps: list[StepToRecord] = field(default_factory=list[StepToRecord])
+    take: list[EventToTake] = field(default_factory=list[EventToTake])
     failed: list[AttemptToRecord] = field(default_factory=list[AttemptToRecord])
     put_down: list[TaskToPutDown] = field(default_factory=list[TaskToPutDown])
     finish: list[RunToFinish] = field(default_factory=list[RunToFinish])
@@ -96,6 +102,8 @@ class _Batch:
             batch.size += write.size
             if write.step is not None:
                 batch.steps.append(StepToRecord(write.task, write.step))
+            if write.take is not None:
+                batch.take.append(write.take)
             if write.failed is not None:
                 batch.failed.append(AttemptToRecord(write.task, write.failed))
             if write.put_down is not None:
@@ -112,7 +120,7 @@ class _Batch:
     @property
     def is_one_statement(self) -> bool:
         """Whether it needs no transaction around it."""
-        return sum(map(bool, (self.steps, self.failed, self.put_down, self.finish))) == 1
+        return sum(map(bool, (self.steps, self.take, self.failed, self.put_down, self.finish))) == 1
 
 
 @dataclass(slots=True)
@@ -120,7 +128,7 @@ class _Written:
     """What a batch came to.
 
     Attributes:
-        steps: the checkpoints that are recorded now, new or from before.
+        steps: the checkpoints that are recorded now, new or from before; and waits for which there was no event.
         failed: the failed attempts that are recorded now.
         tasks: the tasks that were freed or finished.
         locked: those that were not, because somebody else has locked them.
@@ -280,7 +288,9 @@ class Writer:
         names, me = self._names, self._identity.worker_id
         written = _Written()
         if batch.steps:
-            written.steps = self._record_steps(connection, batch.steps)
+            written.steps |= self._record_steps(connection, batch.steps)
+        if batch.take:
+            written.steps |= self._take_events(connection, batch.take)
         if batch.failed:
             written.failed = tasks.record_attempts(connection, names, me, batch.failed)
         if batch.put_down:
@@ -295,25 +305,43 @@ class Writer:
     def _record_steps(
         self, connection: Connection, steps: Sequence[StepToRecord]
     ) -> dict[tuple[UUID, str], RecordedStep]:
-        names, me = self._names, self._identity.worker_id
-        inserted = tasks.record_steps(connection, names, me, steps)
+        inserted = tasks.record_steps(connection, self._names, self._identity.worker_id, steps)
         by_key = {(item.task.run_id, item.step.name): item for item in steps}
         recorded = {key: by_key[key].step for key in inserted}
         missing = [item for key, item in by_key.items() if key not in inserted]
         if missing:  # lost, or written before by a commit whose answer did not arrive
-            held = tasks.held(connection, names, me, [item.task for item in missing])
-            keys = [(item.task.run_id, item.step.name) for item in missing if item.task.task_id in held]
-            recorded |= tasks.find_steps(connection, names, keys)
+            recorded |= self._find_steps(connection, missing)
         return recorded
+
+    def _take_events(
+        self, connection: Connection, waits: Sequence[EventToTake]
+    ) -> dict[tuple[UUID, str], RecordedStep]:
+        taken = events.take(connection, self._names, self._identity.worker_id, waits)
+        by_key = {(wait.task.run_id, wait.step.name): wait for wait in waits}
+        recorded = {key: replace(by_key[key].step, result=result) for key, result in taken.items()}
+        missing = [wait for key, wait in by_key.items() if key not in taken]
+        if missing:  # lost, or there is no event, or it was taken before by a commit whose answer did not arrive
+            recorded |= {(wait.task.run_id, wait.step.name): wait.step for wait in self._held(connection, missing)}
+            recorded |= self._find_steps(connection, missing)
+        return recorded
+
+    def _find_steps(self, connection: Connection, items: Sequence[Item]) -> dict[tuple[UUID, str], RecordedStep]:
+        keys = [(item.task.run_id, item.step.name) for item in self._held(connection, items)]
+        return tasks.find_steps(connection, self._names, keys)
+
+    def _held(self, connection: Connection, items: Sequence[Item]) -> list[Item]:
+        held = tasks.held(connection, self._names, self._identity.worker_id, [item.task for item in items])
+        return [item for item in items if item.task.task_id in held]
 
 
 def _resolve(pending: _Pending, written: _Written) -> None:
     if pending.done.done():  # the turn was stopped in the meantime
         return
     write = pending.write
-    step = None if write.step is None else written.steps.get((write.task.run_id, write.step.name))
+    named = write.step or (write.take and write.take.step)
+    step = None if named is None else written.steps.get((write.task.run_id, named.name))
     is_written = (
-        (write.step is None or step is not None)
+        (named is None or step is not None)
         and (write.failed is None or (write.task.run_id, write.failed.step) in written.failed)
         and ((write.put_down is None and write.finish is None) or write.task.task_id in written.tasks)
     )

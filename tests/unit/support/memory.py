@@ -66,6 +66,7 @@ class MemoryRecorder:
         transactions: those that steps have asked for.
         writes_left: after how many more writes the task is not the worker's any more; None: it stays so.
         refused: names of steps whose checkpoints PostgreSQL refuses.
+        events: the names and values, as JSON text, of the events that were offered and not taken.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class MemoryRecorder:
         self.transactions: list[MemoryTransaction] = []
         self.writes_left: int | None = None
         self.refused: set[str] = set()
+        self.events: list[tuple[str, str]] = []
 
     @property
     def short_wait(self) -> timedelta:
@@ -91,7 +93,24 @@ class MemoryRecorder:
         await asyncio.sleep(0)  # others go on meanwhile
         if step.name in self.refused:
             raise InvalidDataError(f"the checkpoint of step {step.name!r}", ["refused"])
-        return self.steps.setdefault(step.name, step)
+        return self.keep(step)
+
+    def keep(self, step: RecordedStep) -> RecordedStep:
+        """Keep a checkpoint, unless there is one that is done."""
+        known = self.steps.get(step.name)
+        if known is None or (known.is_open and not step.is_open):
+            self.steps[step.name] = step
+        return self.steps[step.name]
+
+    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
+        """Give the wait the first event of this name, if there is one."""
+        self._write()
+        await asyncio.sleep(0)
+        for event in self.events:
+            if event[0] == name:
+                self.events.remove(event)
+                return self.keep(replace(wait, result=event[1]))
+        return self.steps.get(wait.name, wait)
 
     async def record_attempt(self, failed: FailedAttempt) -> None:
         """Keep a failed attempt."""
@@ -155,6 +174,11 @@ class MemoryRun:
         attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
         return RunHistory(steps=list(done.values()), attempts=attempts)
 
+    def offer(self, name: str, value: object = None) -> None:
+        """Offer an event."""
+        self.recorder.events.append((name, json.dumps(value)))
+        self.task = replace(self.task, signals=self.task.signals + 1)
+
     def claim(self, workflow: Durable[Any, Any] | None = None) -> Turn:
         """Return the next turn, of the same workflow or of a later version of its code."""
         self.task = replace(self.task, attempt=self.task.attempt + 1, claimed_at=self.recorder.time)
@@ -210,7 +234,7 @@ class MemoryRun:
 
     def _put_down(self, outcome: Suspended) -> None:
         if outcome.step is not None:
-            self.recorder.steps.setdefault(outcome.step.name, outcome.step)
+            self.recorder.keep(outcome.step)
         if outcome.failed is not None:
             self.recorder.attempts.append(outcome.failed)
             self.task = replace(self.task, retries=outcome.failed.attempt)

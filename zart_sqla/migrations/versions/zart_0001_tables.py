@@ -40,12 +40,13 @@ def upgrade(operations: Operations | None = None, **_: object) -> None:
     create_tasks(op, names)
     create_steps(op, names)
     create_step_attempts(op, names)
+    create_events(op, names)
     create_workers(op, names)
 
 
 def downgrade(operations: Operations | None = None, **_: object) -> None:
     op, names = revision_scope(operations)
-    for table in ("workers", "step_attempts", "steps", "tasks", "execution_runs", "executions"):
+    for table in ("workers", "events", "step_attempts", "steps", "tasks", "execution_runs", "executions"):
         op.drop_table(names.table(table), schema=names.schema)
 
 
@@ -107,6 +108,8 @@ def create_tasks(op: Operations, names: TableNames) -> None:
         sa.Column("crashes", sa.Integer, server_default=ZERO, nullable=False),
         sa.Column("started_at", TIMESTAMP, nullable=True),
         sa.Column("claimed_at", TIMESTAMP, nullable=True),
+        sa.Column("signals", sa.Integer, server_default=ZERO, nullable=False),
+        sa.Column("awaits", postgresql.JSONB, nullable=True),
         sa.PrimaryKeyConstraint("task_id", name=f"{names.tasks}_pkey"),
         schema=names.schema,
     )
@@ -125,10 +128,10 @@ def create_steps(op: Operations, names: TableNames) -> None:
         sa.Column("result", sa.JSON, nullable=True),
         sa.Column("error", sa.JSON, nullable=True),
         sa.Column("started_at", TIMESTAMP, nullable=True),
-        sa.Column("completed_at", TIMESTAMP, server_default=NOW, nullable=False),
+        sa.Column("completed_at", TIMESTAMP, server_default=NOW, nullable=True),
         sa.Column("wake_at", TIMESTAMP, nullable=True),
         sa.PrimaryKeyConstraint("run_id", "name", name=f"{names.steps}_pkey"),
-        _one_of("kind", ("step", "sleep", "capture", "failure"), f"{names.steps}_kind_check"),
+        _one_of("kind", ("step", "sleep", "capture", "event", "failure"), f"{names.steps}_kind_check"),
         schema=names.schema,
     )
 
@@ -144,6 +147,37 @@ def create_step_attempts(op: Operations, names: TableNames) -> None:
         sa.Column("failed_at", TIMESTAMP, server_default=NOW, nullable=False),
         sa.PrimaryKeyConstraint("run_id", "name", "attempt", name=f"{names.step_attempts}_pkey"),
         schema=names.schema,
+    )
+
+
+def create_events(op: Operations, names: TableNames) -> None:
+    op.create_table(
+        names.events,
+        sa.Column("event_seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+        sa.Column("execution_id", sa.Text, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("event_id", sa.Text, nullable=True),
+        sa.Column("payload", sa.JSON, nullable=False),
+        sa.Column("offered_at", TIMESTAMP, server_default=NOW, nullable=False),
+        sa.Column("run_id", sa.Uuid, nullable=True),
+        sa.Column("taken_at", TIMESTAMP, nullable=True),
+        sa.PrimaryKeyConstraint("event_seq", name=f"{names.events}_pkey"),
+        schema=names.schema,
+    )
+    op.create_index(
+        f"{names.events}_id_key",
+        names.events,
+        ["execution_id", "event_id"],
+        unique=True,
+        schema=names.schema,
+        postgresql_where=sa.text("event_id IS NOT NULL"),
+    )
+    op.create_index(
+        f"{names.events}_offered_idx",
+        names.events,
+        ["execution_id", "name", "event_seq"],
+        schema=names.schema,
+        postgresql_where=sa.text("taken_at IS NULL"),
     )
 
 
