@@ -7,8 +7,9 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-from zart_sqla import TaskRegistry, durable, step
+from zart_sqla import TaskRegistry, durable, step, wait_for_event
 
 logger = logging.getLogger("shop")
 
@@ -56,6 +57,12 @@ async def hold(path: str) -> int:
     return await wait_for_file(path)
 
 
+@durable("listen")
+async def listen(count: int) -> list[Any]:
+    """Wait for so many events."""
+    return [await wait_for_event("shipment_ready") for _ in range(count)]
+
+
 @step
 def block_for_file(path: str) -> None:
     """Wait for the file in a thread, which nothing can interrupt."""
@@ -79,7 +86,7 @@ async def freeze(path: str) -> None:
 
 
 registry = TaskRegistry()
-for _workflow in (add, fragile, hold, block, freeze):
+for _workflow in (add, fragile, hold, listen, block, freeze):
     registry.register(_workflow)
 
 nothing = TaskRegistry()

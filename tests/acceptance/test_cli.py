@@ -9,7 +9,20 @@ import pytest
 from tests.acceptance.command import Command
 from zart_sqla.client.engines import ASYNC_DRIVER, SYNC_DRIVER, url_for
 
-COMMANDS = ("migrate", "worker", "start", "status", "wait", "result", "cancel", "resume", "list", "doctor", "demo")
+COMMANDS = (
+    "migrate",
+    "worker",
+    "start",
+    "status",
+    "wait",
+    "result",
+    "event",
+    "cancel",
+    "resume",
+    "list",
+    "doctor",
+    "demo",
+)
 UNREACHABLE = "postgresql://nobody:secret@localhost:1/nothing"
 
 

@@ -142,6 +142,62 @@ def test_list_of_nothing(zart: Command) -> None:
     assert "no executions" in answer.err
 
 
+def test_event(zart: Command) -> None:
+    """`event` offers an event of that value; with an id it counts once."""
+    (zart.folder / "shipment.json").write_text('{"tracking_number": "Zoë-1"}')
+    zart("start", "listen", "5", "--id", "order-1")
+    answers = [
+        zart("event", "order-1", "shipment_ready", '["a", 1.5]'),
+        zart("event", "order-1", "shipment_ready", "@shipment.json", "--id", "e-1"),
+        zart("event", "order-1", "shipment_ready", "2", "--id", "e-1"),
+        zart("event", "order-1", "shipment_ready", "-", stdin="null"),
+        zart("event", "order-1", "shipment_ready"),
+    ]
+    assert [(answer.code, answer.out) for answer in answers] == [
+        (0, f"order-1 shipment_ready {told}\n")
+        for told in ("offered", "offered", "was offered before", *["offered"] * 2)
+    ]
+    told = {"execution_id": "order-1", "name": "shipment_ready", "event_id": None, "is_new": True}
+    assert zart("event", "order-1", "shipment_ready", "7", "--json").data == told
+    again = zart("event", "order-1", "shipment_ready", "--id", "e-1", "--json").data
+    assert again == {**told, "event_id": "e-1", "is_new": False}
+    with zart.worker():
+        waited = zart("wait", "order-1", "--json", "--timeout", "60").data
+    assert waited["result"] == [["a", 1.5], {"tracking_number": "Zoë-1"}, None, None, 7]
+
+
+def test_event_wakes_a_run(zart: Command) -> None:
+    """A run that waits shows its wait, and goes on when the event comes; after its end it takes none."""
+    zart("start", "listen", "1", "--id", "order-1")
+    with zart.worker() as worker:
+        until(lambda: zart("status", "order-1", "--json").data["status"] == "waiting", worker)
+        (step,) = zart("status", "order-1", "--json").data["steps"]
+        assert (step["name"], step["kind"], step["status"]) == ("shipment_ready", "event", "waiting")
+        assert zart("event", "order-1", "shipment_ready", "7").code == 0
+        assert zart("wait", "order-1", "--timeout", "60", "--json").data["result"] == [7]
+    late = zart("event", "order-1", "shipment_ready", "8")
+    assert (late.code, late.out) == (1, "")
+    assert "order-1" in late.err
+    assert "zart status order-1" in late.err
+
+
+def test_event_that_is_refused(zart: Command) -> None:
+    """An id that there is not ends with 3; data that is not JSON, and a name that cannot be stored, with 2."""
+    unknown = zart("event", "order-1", "shipment_ready", "1")
+    assert (unknown.code, unknown.out) == (3, "")
+    assert "zart list" in unknown.err
+    zart("start", "listen", "1", "--id", "order-1")
+    for arguments in (
+        ["shipment_ready", "{"],
+        ["shipment_ready", "@nothing.json"],
+        [""],
+        ["shipment_ready", "--id", ""],
+    ):
+        assert zart("event", "order-1", *arguments).code == 2
+    assert zart("event", "order-1").code == 2
+    assert zart.sql("SELECT count(*) FROM zart_events") == [(0,)]
+
+
 def test_wait_hears_of_the_end(zart: Command, tmp_path: Path) -> None:
     """`wait` ends when the run does, also if it was there before the worker."""
     path = tmp_path / "go"

@@ -56,6 +56,19 @@ async def handles(handle: ExecutionHandle[Receipt]) -> None:
     assert_type([one.name for one in await handle.steps()], list[str])
 
 
+async def offers(
+    handle: ExecutionHandle[Receipt], sync_handle: SyncExecutionHandle[Receipt], session: AsyncSession, own: Session
+) -> None:
+    """An offer tells whether the event counts."""
+    assert_type(await handle.offer_event("paid", Order("x")), bool)
+    assert_type(await handle.offer_event("paid", event_id="e", session=session), bool)
+    assert_type(await handle.offer_event("paid", session=own), bool)
+    assert_type(sync_handle.offer_event("paid", {"a": 1}, event_id="e", session=own), bool)
+    await handle.offer_event(3)  # type: ignore[arg-type]
+    await handle.offer_event("paid", 1, "e")  # type: ignore[call-arg]
+    sync_handle.offer_event("paid", session="x")  # type: ignore[arg-type]
+
+
 def sync_client(engine: Engine, session: Session) -> None:
     """So does the client without `await`."""
     scheduler = SyncScheduler(engine)

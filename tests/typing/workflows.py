@@ -22,6 +22,7 @@ from zart_sqla import (
     sync,
     trx,
     uuid,
+    wait_for_event,
 )
 from zart_sqla.runtime.handlers import AsyncDurable, SyncDurable
 
@@ -127,6 +128,29 @@ def captured_in_a_def_workflow() -> None:
     assert_type(sync.random("r"), float)
     assert_type(sync.uuid("u"), UUID)
     assert_type(sync.context(), Context)
+
+
+async def events() -> None:
+    """An event has the type that its wait names; without one it is plain JSON."""
+    assert_type(await wait_for_event("paid", Order), Order)
+    assert_type(await wait_for_event("paid", Order, timeout="1h"), Order)
+    assert_type(await wait_for_event("paid", int, timeout=5), int)
+    assert_type(await wait_for_event("paid"), Any)
+    assert_type(await wait_for_event("paid", timeout=5), Any)
+    assert_type(await wait_for_event("paid", int | None), Any)
+
+
+def events_of_a_def_workflow() -> None:
+    """So it has without `await`."""
+    assert_type(sync.wait_for_event("paid", Order, timeout="1h"), Order)
+    assert_type(sync.wait_for_event("paid"), Any)
+
+
+async def refused_events() -> None:
+    """Arguments that do not fit are told before anything runs."""
+    await wait_for_event(3)  # type: ignore[call-overload]
+    await wait_for_event("paid", Order, "1h")  # type: ignore[call-overload]
+    await wait_for_event("paid", timeout=b"5s")  # type: ignore[call-overload]
 
 
 def refused(tasks: TaskRegistry) -> None:

@@ -23,6 +23,7 @@ from zart_sqla import (
     sleep,
     step,
     trx,
+    wait_for_event,
 )
 
 TRANSACTION = ["BEGIN", "COMMIT"]
@@ -71,6 +72,13 @@ async def sleeper() -> None:
 
 
 @durable
+async def listener(count: int) -> None:
+    """Wait for so many events."""
+    for _ in range(count):
+        await wait_for_event("paid")
+
+
+@durable
 async def retrier() -> None:
     """Have a step that fails twice."""
     await flaky_step()
@@ -111,7 +119,7 @@ class Watch:
 @asynccontextmanager
 async def watched(url: str) -> AsyncIterator[Watch]:
     """Yield the watch on a worker that has nothing to do yet."""
-    workflows = (steps_in_a_row, steps_side_by_side, sleeper, retrier, writer)
+    workflows = (steps_in_a_row, steps_side_by_side, sleeper, listener, retrier, writer)
     outside = await asyncpg.connect(url)
     try:
         with traffic() as said:
@@ -168,6 +176,45 @@ async def test_suspending(migrated_url: str) -> None:
         assert transactions == [*TRANSACTION, *TRANSACTION]
         start_claim_finish, put_down, claim_and_journal, spare_claims = 4, 2, 2, 2
         assert statements - start_claim_finish - put_down - claim_and_journal in range(spare_claims + 1)
+
+
+async def test_event_that_is_there(migrated_url: str) -> None:
+    """An event that is there costs an offer, which is a statement in a transaction and a wake-up, and a statement."""
+    async with watched(migrated_url) as watch, watch.scheduler.engine.connect() as connection:
+        await connection.execute(select(1))
+
+        async def offer_and_start(count: int) -> None:
+            handle = await watch.scheduler.start(listener, count, session=connection)
+            for number in range(count):
+                await handle.offer_event("paid", number, session=connection)
+            await connection.commit()
+
+        start_claim_finish, offer_and_take = 4, 3
+        for count in (0, 1, 10):
+            statements, _ = await watch.count(lambda: offer_and_start(count))  # noqa: B023 - awaited at once
+            assert statements == start_claim_finish + count * offer_and_take
+
+
+async def test_waiting_for_an_event(migrated_url: str) -> None:
+    """A wait costs a transaction of two statements; the event an offer, a claim, a journal and a statement."""
+    async with watched(migrated_url) as watch:
+
+        async def wait_and_offer() -> None:
+            handle = await watch.scheduler.start(listener, 1)
+            await until_waiting(watch)
+            await handle.offer_event("paid", 1)
+
+        statements, transactions = await watch.count(wait_and_offer)
+        assert transactions == [*TRANSACTION] * 3
+        start_claim_finish, put_down, offer, claim_and_journal, take, spare_claims = 4, 2, 2, 2, 1, 3
+        expected = start_claim_finish + put_down + offer + claim_and_journal + take
+        assert statements - expected in range(spare_claims + 1)
+
+
+async def until_waiting(watch: Watch) -> None:
+    """Wait until all executions wait, without a statement that counts."""
+    query = "SELECT bool_and(is_waiting AND worker_id IS NULL) FROM zart_tasks"
+    await eventually(lambda: watch.outside.fetchval(query), expected=True)
 
 
 async def test_failed_attempts(migrated_url: str) -> None:

@@ -31,6 +31,10 @@ CRIMES: dict[str, LiteralString] = {
         INSERT INTO audit (kind, run_id, token, is_fenced) SELECT kind, run_id, token - 1, is_fenced
         FROM audit WHERE kind = 'checkpoint'
     """,
+    "an event was taken twice, or by no wait, or a wait was done without one": """
+        INSERT INTO zart_events (execution_id, name, payload, run_id, taken_at)
+        SELECT execution_id, 'x', '1', run_id, now() FROM zart_execution_runs
+    """,
     "a step's own writes and its checkpoint are not both there, once each": "INSERT INTO deposits TABLE deposits",
 }
 

@@ -46,6 +46,7 @@ for _command in (
     executions.status,
     executions.wait,
     executions.result,
+    executions.event,
     executions.cancel,
     executions.resume,
 ):

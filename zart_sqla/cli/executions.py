@@ -1,4 +1,4 @@
-"""The commands about executions: start, look, wait, cancel, resume."""
+"""The commands about executions: start, look, wait, tell of an event, cancel, resume."""
 
 import json
 import sys
@@ -125,6 +125,37 @@ def result(
                 f"wait for it with 'zart wait {execution_id}'",
             )
         output.print_json(executions.result_of(ended, execution_id, plain_json), compact=as_json)
+
+    run(main())
+
+
+def event(  # noqa: PLR0913, PLR0917 - options
+    execution_id: options.ExecutionId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The event's name.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Its value as JSON; @file reads a file, - the standard input."),
+    ] = None,
+    event_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="EVENT_ID", help="What tells it from others: an event of one id counts once."),
+    ] = None,
+    url: options.Url = None,
+    prefix: options.Prefix = None,
+    schema: options.Schema = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Offer an event to an execution, which takes it when it waits for one of this name."""
+    value = _read_data(data)
+    database = Database.named(url, prefix, schema)
+
+    async def main() -> None:
+        async with database.open() as scheduler:
+            is_new = await scheduler.handle(execution_id).offer_event(name, value, event_id=event_id)
+        if as_json:
+            output.print_json({"execution_id": execution_id, "name": name, "event_id": event_id, "is_new": is_new})
+        else:
+            typer.echo(f"{execution_id} {name} {'offered' if is_new else 'was offered before'}")
 
     run(main())
 

@@ -172,8 +172,9 @@ class Attempts(Generic[T]):
             extra={"execution_id": turn.task.execution_id, "step": self._place.name, "attempt": attempt},
         )
         if delay > turn.recorder.short_wait:
-            raise turn.suspend(turn.recorder.now() + delay)
-        await asyncio.sleep(delay.total_seconds())
+            await turn.pause(self._place, turn.recorder.now() + delay)
+        else:
+            await asyncio.sleep(delay.total_seconds())
 
     async def _undo(self, active: ActiveStep) -> None:
         transaction, active.transaction = active.transaction, None

@@ -21,6 +21,7 @@ from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep, StepKind
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
 from zart_sqla.runtime.attempts import Attempts
+from zart_sqla.runtime.calls import Calls
 from zart_sqla.runtime.context import current_body, current_turn
 from zart_sqla.runtime.failures import failure_from
 from zart_sqla.runtime.journal import Journal
@@ -73,6 +74,7 @@ class Turn:
         data: the run's input, None until it has been read.
         deadline: when the execution times out, None if it does not, or has.
         is_async: whether what runs, the body or its `on_failure`, is an `async def`.
+        calls: its durable calls that are under way.
     """
 
     def __init__(self, task: ClaimedTask, handler: Handler[Any, Any], history: RunHistory, recorder: Recorder) -> None:
@@ -83,6 +85,7 @@ class Turn:
         self.data: Any = None
         self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
         self.is_async: bool = handler.is_async
+        self.calls: Calls = Calls()
         self._stopped: StopReason | None = None
         self._divergence: NonDeterminismError | None = None
         self._signals: list[TurnSignal] = []
@@ -144,8 +147,10 @@ class Turn:
         suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
         if not suspended:
             return None
+        suspended += self.calls.waiting.values()
         awaits = frozenset[str]().union(*(outcome.awaits for outcome in suspended))
-        return replace(min(suspended, key=_due_first), awaits=awaits)
+        step = next((outcome.step for outcome in suspended if outcome.step is not None), None)
+        return replace(min(suspended, key=_due_first), awaits=awaits, step=step)
 
     async def _run_handler(self) -> Outcome:
         try:
@@ -292,6 +297,7 @@ class Turn:
         """
         self.check_open()
         is_ordered = not self.is_async or asyncio.current_task() is self._asyncio_task
+        self.calls.has_tasks |= not is_ordered
         try:
             return self.journal.enter(name, kind, is_ordered=is_ordered)
         except NonDeterminismError as error:
@@ -313,12 +319,25 @@ class Turn:
         if self._is_over or self._stopped is not None or current_body.get() != self._body:
             raise asyncio.CancelledError(self._stopped.value if self._stopped else "the body is over")
 
-    def suspend(
-        self, due_at: datetime | None, *, step: RecordedStep | None = None, awaits: frozenset[str] = frozenset()
-    ) -> TurnSignal:
-        """Return the signal that ends this turn until then, or until one of the events comes, to be raised."""
+    async def pause(
+        self,
+        place: Place,
+        due_at: datetime | None,
+        *,
+        step: RecordedStep | None = None,
+        awaits: frozenset[str] = frozenset(),
+    ) -> None:
+        """End the turn until then, or until one of the events comes, as soon as nothing else in it goes on.
+
+        It returns if the moment comes before that: steps that run side by side with the call take longer.
+
+        Raises:
+            TurnSignal: the turn ends.
+        """
         outcome = Suspended(due_at=self._bounded(due_at), is_waiting=True, step=step, awaits=awaits)
-        return self.note(TurnSignal(outcome))
+        seconds = None if due_at is None else (due_at - self.recorder.now()).total_seconds()
+        if await self.calls.pause(place.name, outcome, seconds):
+            raise self.note(TurnSignal(outcome))
 
     def note(self, signal: TurnSignal) -> TurnSignal:
         """Remember a signal, so that the turn ends by it even if the body catches it."""
@@ -346,9 +365,10 @@ class Turn:
 
     async def run_at(self, place: Place, call: StepCall[T]) -> T:
         """Return the value of the step at a place that was entered before."""
-        if place.recorded is not None:
-            return self.replayed(place.recorded, call)
-        return await Attempts(self, place, call).run()
+        with self.calls.under_way():
+            if place.recorded is not None:
+                return self.replayed(place.recorded, call)
+            return await Attempts(self, place, call).run()
 
     def replayed(self, recorded: RecordedStep, call: StepCall[T]) -> T:
         """Return the value that is recorded for a step, or raise the error that is."""

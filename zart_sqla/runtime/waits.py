@@ -13,7 +13,10 @@ from zart_sqla.runtime import faults
 from zart_sqla.runtime.context import require_body
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from zart_sqla.durations import Duration
+    from zart_sqla.errors import EventTimeout
     from zart_sqla.runtime.journal import Place
     from zart_sqla.runtime.turn import Turn
 
@@ -37,20 +40,23 @@ async def sleep(name: str, duration: Duration) -> None:
     turn = require_body("sleep(...)")
     pause = to_timedelta(duration)
     place = turn.enter(name, StepKind.SLEEP)
+    with turn.calls.under_way():
+        await _slept(turn, place, pause)
+
+
+async def _slept(turn: Turn, place: Place, duration: timedelta) -> None:
     recorder = turn.recorder
-    if place.recorded is not None:
-        wake_at = place.recorded.wake_at or recorder.now()
-    else:
-        step = _begun(turn, place, duration)
-        wake_at = step.wake_at or recorder.now()
-        # Of waits side by side, in tasks of the body's own, the turn's end can take only one along.
-        if pause > recorder.short_wait and place.position is not None:
-            raise turn.suspend(wake_at, step=step)
-        wake_at = (await turn.record(step)).wake_at or wake_at
-    remaining = wake_at - recorder.now()
-    if remaining > recorder.short_wait:
-        raise turn.suspend(wake_at)
-    await asyncio.sleep(max(0.0, remaining.total_seconds()))
+    nap = place.recorded or _begun(turn, place, duration)
+    is_long = _remaining(turn, nap) > recorder.short_wait
+    # Of waits side by side, in tasks of the body's own, the turn's end can take only one along.
+    is_taken_along = is_long and place.recorded is None and place.position is not None
+    if place.recorded is None and not is_taken_along:
+        nap = await turn.record(nap)
+    if is_long:
+        await turn.pause(place, nap.wake_at, step=nap if is_taken_along else None)
+    if is_taken_along:  # it was over before the turn
+        nap = await turn.record(nap)
+    await asyncio.sleep(max(0.0, _remaining(turn, nap).total_seconds()))
 
 
 @overload
@@ -77,9 +83,10 @@ async def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | N
     """
     turn = require_body("wait_for_event(...)")
     place = turn.enter(name, StepKind.EVENT)
-    wait = place.recorded or _begun(turn, place, timeout)
-    if wait.is_open:
-        wait = await _met(turn, place, wait, name)
+    with turn.calls.under_way():
+        wait = place.recorded or _begun(turn, place, timeout)
+        if wait.is_open:
+            wait = await _met(turn, place, wait, name)
     if wait.error is not None:
         raise turn.from_step(faults.error_from(wait.error, ()), wait.error)
     return codec_for(kind).unpack(wait.result or "null", subject=f"the event {place.name!r}")
@@ -91,21 +98,33 @@ def _begun(turn: Turn, place: Place, limit: Duration | None) -> RecordedStep:
     return RecordedStep(name=place.name, kind=place.kind, position=place.position, started_at=now, wake_at=wake_at)
 
 
+def _remaining(turn: Turn, step: RecordedStep) -> timedelta:
+    now = turn.recorder.now()
+    return (step.wake_at or now) - now
+
+
 async def _met(turn: Turn, place: Place, wait: RecordedStep, name: str) -> RecordedStep:
     """Return the wait with its event or its timeout.
 
     Raises:
         TurnSignal: there is neither; the turn ends.
     """
-    if turn.task.signals:
-        wait = await turn.take_event(wait, name)
-    if wait.is_open and wait.wake_at is not None and wait.wake_at <= turn.recorder.now():
-        limit = wait.wake_at - cast("Any", wait.started_at)
-        error = faults.record_of(faults.event_timeout(place.name, limit))
-        wait = await turn.record(replace(wait, error=error))
-    if not wait.is_open:
-        return wait
-    is_taken_along = place.recorded is None and place.position is not None
-    if place.recorded is None and not is_taken_along:
-        wait = await turn.record(wait)
-    raise turn.suspend(wait.wake_at, step=wait if is_taken_along else None, awaits=frozenset({name}))
+    is_recorded = place.recorded is not None
+    has_events = turn.task.signals > 0
+    while True:
+        if has_events:
+            wait = await turn.take_event(wait, name)
+        if wait.is_open and wait.wake_at is not None and wait.wake_at <= turn.recorder.now():
+            wait = await turn.record(replace(wait, error=faults.record_of(_timeout_of(wait))))
+        if wait.is_open and not is_recorded and place.position is None:
+            wait = await turn.record(wait)
+            is_recorded = True
+        if not wait.is_open:
+            return wait
+        await turn.pause(place, wait.wake_at, step=None if is_recorded else wait, awaits=frozenset({name}))
+        has_events = True  # there may be one now
+
+
+def _timeout_of(wait: RecordedStep) -> EventTimeout:
+    began, ended = cast("Any", wait.started_at), cast("Any", wait.wake_at)
+    return faults.event_timeout(wait.name, ended - began)

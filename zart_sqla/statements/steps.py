@@ -173,7 +173,7 @@ def recorded(names: TableNames) -> Executable:
 
 @functools.cache
 def describe(names: TableNames) -> Executable:
-    """Select the steps of an execution's current run, in the order of recording, then those between two attempts.
+    """Select the steps of an execution's current run, in the order of recording; last those that wait for events.
 
     Parameters: `id`.
     """
@@ -192,7 +192,7 @@ def describe(names: TableNames) -> Executable:
         cast(t.steps.c.error, Text).label("error"),
         t.steps.c.started_at,
         case((is_sleep, t.steps.c.wake_at), else_=t.steps.c.completed_at).label("completed_at"),
-        func.coalesce(t.steps.c.completed_at, t.steps.c.started_at).label("recorded_at"),
+        func.coalesce(t.steps.c.completed_at, func.now()).label("recorded_at"),
         t.steps.c.position,
     ).where(t.steps.c.run_id == run_id)
     is_done = exists().select_from(t.steps).where(t.steps.c.run_id == last.c.run_id, t.steps.c.name == last.c.name)

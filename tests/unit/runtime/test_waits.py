@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from tests.unit.support.memory import LONG, SHORT, START, MemoryRun
-from zart_sqla import ConfigError, InvalidNameError, NotInWorkflowError, durable, sleep, step
+from zart_sqla import (
+    ConfigError,
+    InvalidNameError,
+    NotInWorkflowError,
+    Retry,
+    StepCall,
+    context,
+    durable,
+    sleep,
+    step,
+)
 from zart_sqla.records import StepKind
 from zart_sqla.runtime.outcomes import Completed, Suspended
 
@@ -85,6 +95,47 @@ async def test_sleeps_side_by_side() -> None:
     run = MemoryRun(nap_twice)
     assert await run.result() == "awake"
     assert run.recorder.time == START + timedelta(hours=3)
+
+
+async def test_sleep_beside_steps() -> None:
+    """The turn ends when nothing but sleeps and delays is left, so that steps beside them do not wait for those."""
+    calls: list[str] = []
+
+    @step("{name}")
+    async def work(name: str) -> str:
+        calls.append(name)
+        await asyncio.sleep(0.01)  # others go on meanwhile
+        return name
+
+    @step(retry=Retry.fixed(1, "2h"))
+    async def flaky() -> str:
+        calls.append("flaky")
+        if context().attempt == 1:
+            raise OSError("down")
+        return "up"
+
+    async def chain() -> list[str]:
+        both = await asyncio.gather(work("a"), work("b"))
+        return [*both, await work("c")]
+
+    @durable
+    async def order() -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sleep("nap", "3h"))
+            tasks: list[asyncio.Task[Any]] = [group.create_task(chain()), group.create_task(_awaited(flaky()))]
+        return [task.result() for task in tasks]
+
+    run = MemoryRun(order)
+    outcome = await run.turn()
+    assert isinstance(outcome, Suspended)
+    assert outcome.due_at == START + timedelta(hours=2)
+    assert sorted(calls) == ["a", "b", "c", "flaky"]
+    assert await run.result() == [["a", "b", "c"], "up"]
+    assert sorted(calls) == ["a", "b", "c", "flaky", "flaky"]
+
+
+async def _awaited(call: StepCall[Any]) -> Any:
+    return await call
 
 
 async def test_short_remainder() -> None:

@@ -32,11 +32,13 @@ BEGIN
     FROM (VALUES (NEW.run_id)) AS given (id) LEFT JOIN zart_tasks t ON t.task_id = given.id;
     RETURN NULL;
 END $$;
-CREATE TRIGGER audit AFTER INSERT ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
+CREATE TRIGGER audit AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
 
 CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO audit (kind, run_id, detail) VALUES ('change', OLD.run_id, format('%s of %s', TG_OP, OLD.name));
+    IF OLD.completed_at IS NOT NULL THEN  -- a wait for an event is written when it begins, and when it is done
+        INSERT INTO audit (kind, run_id, detail) VALUES ('change', OLD.run_id, format('%s of %s', TG_OP, OLD.name));
+    END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_change AFTER UPDATE OR DELETE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_change();
@@ -70,6 +72,13 @@ FORBIDDEN: Mapping[str, LiteralString] = {
             SELECT run_id, id, token, max(token) OVER (PARTITION BY run_id ORDER BY id) AS newest
             FROM audit WHERE kind = 'checkpoint') AS written
         WHERE token < newest
+    """,
+    "an event was taken twice, or by no wait, or a wait was done without one": """
+        WITH taken AS (SELECT run_id, payload::text FROM zart_events WHERE taken_at IS NOT NULL),
+             done AS (
+                 SELECT run_id, result::text FROM zart_steps
+                 WHERE kind = 'event' AND completed_at IS NOT NULL AND error IS NULL)
+        (TABLE taken EXCEPT ALL TABLE done) UNION ALL (TABLE done EXCEPT ALL TABLE taken)
     """,
     "a step's own writes and its checkpoint are not both there, once each": """
         WITH written AS (SELECT execution_id, step FROM deposits),

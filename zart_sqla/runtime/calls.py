@@ -1,0 +1,82 @@
+"""The durable calls of a body that are under way: more than one only where it has them side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from zart_sqla.runtime.outcomes import Suspended
+
+_ROUNDS: Final = 20
+"""So often the loop goes round before a task whose call has ended counts as one that makes no other."""
+
+
+class Calls:
+    """Has a turn end when all its calls wait for something, not as soon as one of them does.
+
+    Attributes:
+        has_tasks: whether tasks of the body's own have made calls.
+        waiting: what the calls wait for that have paused, by the names of their places.
+    """
+
+    def __init__(self) -> None:
+        self.has_tasks: bool = False
+        self.waiting: dict[str, Suspended] = {}
+        self._under_way = 0
+        self._paused = 0
+        self._changes = 0
+        self._changed = asyncio.Event()
+
+    @contextmanager
+    def under_way(self) -> Generator[None]:
+        """Count a call for as long as it takes."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._tell()
+
+    async def pause(self, name: str, outcome: Suspended, seconds: float | None) -> bool:
+        """Wait until all calls that are under way wait.
+
+        Args:
+            name: the name of the call's place.
+            outcome: what it waits for.
+            seconds: when that comes by itself; None if it does not.
+
+        Returns:
+            Whether they all wait; False if that took longer.
+        """
+        self.waiting[name] = outcome
+        self._paused += 1
+        self._tell()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._all_pause()
+        except TimeoutError:
+            del self.waiting[name]
+            return False
+        finally:
+            self._paused -= 1
+        return True
+
+    async def _all_pause(self) -> None:
+        while True:
+            known = self._changes
+            for _ in range(_ROUNDS if self.has_tasks else 0):
+                await asyncio.sleep(0)
+            if self._changes != known:
+                continue
+            if self._under_way == self._paused:
+                return
+            await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changes += 1
+        self._changed.set()
+        self._changed.clear()
