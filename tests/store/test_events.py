@@ -337,7 +337,7 @@ async def test_fence(database: Database) -> None:
     await kill(database, worker)
     await database.run(workers.bury, other, grace_seconds=GRACE)
     assert await take(database, worker, again, "paid") == {}
-    await database.run(workers.take_over, max_crashes=5)
+    await database.run(workers.take_over, [], max_crashes=5)
     (mine,) = await claim(database, other)
     assert await take(database, worker, again, "paid") == {}
     assert await journal(database, mine.run_id) == {}
