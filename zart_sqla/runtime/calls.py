@@ -11,12 +11,15 @@ if TYPE_CHECKING:
 
     from zart_sqla.runtime.outcomes import Suspended
 
-_ROUNDS: Final = 20
-"""So often the loop goes round before a task whose call has ended counts as one that makes no other."""
+_QUIET_SECONDS: Final = 0.1
+_QUIET_ROUNDS: Final = 20  # of the loop: it may be so busy that the time is over before a task has had its turn
 
 
 class Calls:
     """Has a turn end when all its calls wait for something, not as soon as one of them does.
+
+    A body may have tasks of its own. Between two calls such a task is seen by nobody here, so while there are any, all
+    calls have to wait for a moment before nothing else counts as going on.
 
     Attributes:
         has_tasks: whether tasks of the body's own have made calls.
@@ -67,14 +70,17 @@ class Calls:
 
     async def _all_pause(self) -> None:
         while True:
-            known = self._changes
-            for _ in range(_ROUNDS if self.has_tasks else 0):
-                await asyncio.sleep(0)
-            if self._changes != known:
-                continue
-            if self._under_way == self._paused:
+            while self._under_way != self._paused:
+                await self._changed.wait()
+            if not self.has_tasks or await self._is_quiet():
                 return
-            await self._changed.wait()
+
+    async def _is_quiet(self) -> bool:
+        known = self._changes
+        await asyncio.sleep(_QUIET_SECONDS)
+        for _ in range(_QUIET_ROUNDS):
+            await asyncio.sleep(0)
+        return self._changes == known
 
     def _tell(self) -> None:
         self._changes += 1

@@ -328,6 +328,7 @@ async def pay_and_pack() -> list[Any]:
     """Wait for an event, and go on with steps, side by side and one after the other."""
     paid = await wait_for_event("paid")
     names = await asyncio.gather(work("a"), work("b"))
+    await asyncio.to_thread(str)
     return [paid, *names, await work("c")]
 
 
