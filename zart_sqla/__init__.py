@@ -21,6 +21,7 @@ from zart_sqla.errors import (
     NotInWorkflowError,
     RetryExhausted,
     SchemaOutdated,
+    StepCancelled,
     StepError,
     StepFailed,
     StepTimeout,
@@ -35,6 +36,7 @@ from zart_sqla.runtime.failures import BodyError, DeadlineExceeded, Failure, Ret
 from zart_sqla.runtime.groups import gather
 from zart_sqla.runtime.handlers import Durable, TaskRegistry, durable
 from zart_sqla.runtime.retry import Retry
+from zart_sqla.runtime.scheduled import Scheduled, schedule, wait, wait_any, wait_first_n
 from zart_sqla.runtime.steps import Step, StepCall, step
 from zart_sqla.runtime.transactions import trx
 from zart_sqla.runtime.values import capture, now, random, uuid
@@ -73,9 +75,11 @@ __all__ = [
     "RetriesExhausted",
     "Retry",
     "RetryExhausted",
+    "Scheduled",
     "SchemaOutdated",
     "Step",
     "StepCall",
+    "StepCancelled",
     "StepError",
     "StepFailed",
     "StepFailure",
@@ -100,6 +104,7 @@ __all__ = [
     "now",
     "outcome",
     "random",
+    "schedule",
     "sleep",
     "step",
     "step_or",
@@ -107,6 +112,9 @@ __all__ = [
     "sync",
     "trx",
     "uuid",
+    "wait",
+    "wait_any",
+    "wait_first_n",
     "wait_for_event",
     "zart_models",
 ]

@@ -20,6 +20,7 @@ ZartError
     ├── StepFailed                              it raised
     ├── RetryExhausted                          it raised, on every attempt that its retry allowed
     ├── StepTimeout                             it ran for longer than its timeout
+    ├── StepCancelled                           it was scheduled, and others were enough
     └── EventTimeout                            no event came before a wait's timeout was over
 ```
 """
@@ -311,6 +312,13 @@ class StepTimeout(StepError):
 
     def _describe(self) -> str:
         return f"step {self.step!r} timed out: {self.message}"
+
+
+class StepCancelled(StepError):
+    """A scheduled step was cancelled, since `wait_first_n` had got as many others as it wanted."""
+
+    def _describe(self) -> str:
+        return f"step {self.step!r} was cancelled: {self.message}"
 
 
 class EventTimeout(StepError):

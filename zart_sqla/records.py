@@ -18,6 +18,9 @@ DEFAULT_QUEUE: Final = "default"
 SUSPECT_CRASHES: Final = 2
 """How many workers in a row have to die with a task for it to be suspected; one may have died of anything."""
 
+GIVEN_UP: Final = "step_cancelled"
+"""The category of the error that is recorded for a child that was cancelled, since its siblings were enough."""
+
 
 class ExecutionStatus(StrEnum):
     """Where an execution stands."""
@@ -49,6 +52,10 @@ class StepKind(StrEnum):
     CAPTURE = "capture"
     EVENT = "event"
     """A wait for an event: recorded when it begins, done when the event is taken or the wait times out."""
+    CHILD = "child"
+    """A step that the body has scheduled: a task of its own."""
+    CHOICE = "choice"
+    """Which of several children were the first."""
     FAILURE = "failure"
     """The place at which the body failed and its `on_failure` took over."""
 
@@ -57,7 +64,7 @@ class StepStatus(StrEnum):
     """Where a step stands."""
 
     WAITING = "waiting"
-    """It sleeps, waits for an event, or waits before its next attempt."""
+    """It sleeps, waits for an event or before its next attempt, or is a child that is not done."""
     COMPLETED = "completed"
     FAILED = "failed"
 
@@ -124,12 +131,11 @@ class StepInfo:
         name: its name in the run.
         kind: what it is.
         status: where it stands.
-        attempts: how many attempts were made so far.
+        attempts: how many attempts came to an end so far.
         result: what it gave, as plain JSON data.
         error: what it failed with, or its latest failed attempt; None if there was none.
         started_at: when its (last) attempt began.
-        completed_at: when it was recorded; for a sleep, when it ends; None while it waits for an event or for its next
-            attempt.
+        completed_at: when it was recorded; for a sleep, when it ends; None until then.
     """
 
     name: str
@@ -229,6 +235,7 @@ class RecordedStep:
         error: what it failed with; None if it did not.
         started_at: when the last attempt began.
         wake_at: when a sleep ends, or a wait for an event times out; None for other kinds.
+        completed_at: when it was recorded; None if it was not when this was made.
     """
 
     name: str
@@ -239,11 +246,27 @@ class RecordedStep:
     error: ErrorRecord | None = None
     started_at: datetime | None = None
     wake_at: datetime | None = None
+    completed_at: datetime | None = field(default=None, compare=False)
 
     @property
     def is_open(self) -> bool:
         """Whether it has only begun: the one case in which a checkpoint is written a second time."""
         return self.kind is StepKind.EVENT and self.result is None and self.error is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A step that a run has scheduled, as a task of its own.
+
+    Attributes:
+        name: its name in the run, unique there.
+        position: its place in the order of calls, from 0; None if it was scheduled from a task of the body's own.
+        call: the step and its arguments as JSON text.
+    """
+
+    name: str
+    position: int | None
+    call: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,10 +293,12 @@ class RunHistory:
     Attributes:
         steps: its checkpoints, in no particular order.
         attempts: for each step that has failed attempts and no checkpoint, how many.
+        children: the names of the children that are not done yet.
     """
 
     steps: Sequence[RecordedStep] = ()
     attempts: dict[str, int] = field(default_factory=dict[str, int])
+    children: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +317,9 @@ class ClaimedTask:
         claimed_at: when this claim was made.
         crashes: how many workers in a row died with it.
         signals: how many events had been offered to the run.
+        parent_run_id: the run whose child it is; None if it is nobody's.
+        child: the step that it is; None if it runs a run.
+        is_recorded: whether it is a step that is recorded already.
     """
 
     task_id: UUID
@@ -305,6 +333,14 @@ class ClaimedTask:
     claimed_at: datetime
     crashes: int = 0
     signals: int = 0
+    parent_run_id: UUID | None = None
+    child: Child | None = None
+    is_recorded: bool = False
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there may be something that earlier turns recorded."""
+        return self.attempt > 1 or self.is_recorded
 
     @property
     def is_suspect(self) -> bool:

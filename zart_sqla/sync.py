@@ -6,17 +6,18 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime import answers, groups, values, waits
+from zart_sqla.runtime import answers, groups, scheduled, values, waits
 from zart_sqla.runtime.context import body_turn, context
 from zart_sqla.runtime.steps import check_call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from datetime import datetime
     from uuid import UUID
 
     from zart_sqla.durations import Duration
     from zart_sqla.runtime.answers import Answer, ExactCall
+    from zart_sqla.runtime.scheduled import Scheduled
     from zart_sqla.runtime.steps import StepCall
 
 __all__ = [
@@ -26,10 +27,14 @@ __all__ = [
     "now",
     "outcome",
     "random",
+    "schedule",
     "sleep",
     "step_or",
     "step_or_else",
     "uuid",
+    "wait",
+    "wait_any",
+    "wait_first_n",
     "wait_for_event",
 ]
 
@@ -88,6 +93,26 @@ def gather(*calls: StepCall[T]) -> tuple[T, ...]: ...
 def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
     """Return the values of steps that run side by side; see `zart_sqla.gather`."""
     return _await("gather(...)", groups.gather(*calls))
+
+
+def schedule(call: StepCall[T]) -> Scheduled[T]:
+    """Make a step a task of its own, which any worker may run, and go on; see `zart_sqla.schedule`."""
+    return _await("schedule(...)", scheduled.scheduled_here(call))
+
+
+def wait(handles: Iterable[Scheduled[T]]) -> list[Answer[T]]:
+    """Wait until all of these steps are done, and return what each of them answers; see `zart_sqla.wait`."""
+    return _await("wait(...)", scheduled.wait(handles))
+
+
+def wait_any(handles: Iterable[Scheduled[T]]) -> tuple[Answer[T], list[Scheduled[T]]]:
+    """Wait until one of these steps is done; return what it answers, and the others; see `zart_sqla.wait_any`."""
+    return _await("wait_any(...)", scheduled.wait_any(handles))
+
+
+def wait_first_n(handles: Iterable[Scheduled[T]], n: int) -> list[Answer[T]]:
+    """Wait until so many of these steps are done, and cancel the others; see `zart_sqla.wait_first_n`."""
+    return _await("wait_first_n(...)", scheduled.wait_first_n(handles, n))
 
 
 def outcome(call: StepCall[T]) -> Answer[T]:

@@ -10,9 +10,19 @@ from sqlalchemy import Executable
 
 from zart_sqla import ExecutionStatus, TableNames
 from zart_sqla.records import ExecutionFilter
-from zart_sqla.statements import diagnosis, executions, notifications, steps, tasks, workers
+from zart_sqla.statements import children, diagnosis, events, executions, fences, notifications, steps, tasks, workers
 
-MODULES: tuple[ModuleType, ...] = (diagnosis, executions, notifications, steps, tasks, workers)
+MODULES: tuple[ModuleType, ...] = (
+    children,
+    diagnosis,
+    events,
+    executions,
+    fences,
+    notifications,
+    steps,
+    tasks,
+    workers,
+)
 Builder = Callable[[TableNames], Executable]
 
 WANTED = ExecutionFilter(
@@ -35,7 +45,14 @@ SPECIAL: dict[str, Builder] = {
     "tasks.claim some queues": lambda names: tasks.claim(names, all_queues=False),
     "workers.is_locked": lambda _: workers.is_locked(),
 }
-NO_STATEMENTS = {"steps.completed", "workers.alive"}
+NO_STATEMENTS = {
+    "children.delete_steps",
+    "children.error_of",
+    "fences.alive",
+    "fences.mine",
+    "steps.completed",
+    "steps.is_recorded",
+}
 
 
 def builders() -> dict[str, Any]:

@@ -160,9 +160,16 @@ async def test_dead_by_lock(database: Database) -> None:
 
 
 async def test_lock_that_is_gone_after_a_restart(database: Database) -> None:
-    """Right after a start of the server a missing lock says nothing."""
+    """Right after a start of the server it says nothing that a worker from before has no lock."""
     other, worker = await register(database), await register(database, lock_key=78)
     await silence(database, worker, GRACE + 1)
+
+    def start_before_the_server(connection: Any, names: Any) -> None:
+        table = tables_of(names).workers
+        before = func.pg_postmaster_start_time() - timedelta(minutes=1)
+        connection.execute(update(table).values(started_at=before).where(table.c.worker_id == worker))
+
+    await database.run(start_before_the_server)
 
     def seconds_up(connection: Any, _names: Any) -> float:
         uptime = func.now() - func.pg_postmaster_start_time()

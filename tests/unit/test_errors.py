@@ -24,6 +24,7 @@ from zart_sqla.errors import (
     NotInWorkflowError,
     RetryExhausted,
     SchemaOutdated,
+    StepCancelled,
     StepFailed,
     StepTimeout,
     WaitTimedOut,
@@ -100,6 +101,10 @@ EXAMPLES: list[tuple[ZartError, str]] = [
     (
         StepTimeout("charge", error_type="StepTimeout", message="it had not ended after 5 s", attempts=1),
         "step 'charge' timed out: it had not ended after 5 s",
+    ),
+    (
+        StepCancelled("charge", error_type="CancelledError", message="others were enough", attempts=0),
+        "step 'charge' was cancelled: others were enough",
     ),
     (
         EventTimeout("approved", error_type="EventTimeout", message="none in 5 s", attempts=1),

@@ -82,7 +82,7 @@ class TaskColumns:
     """A piece of work that is due now or later: a row of the queue, deleted when it is done.
 
     Attributes:
-        task_id: the task; for the task that runs a run, the id of that run.
+        task_id: the task; for the task that runs a run, the id of that run; for a child, made from that and its name.
         run_id: the run that it works for.
         task_name: the name under which a worker has the handler.
         queue: the queue it is in.
@@ -96,6 +96,11 @@ class TaskColumns:
         claimed_at: when it was last claimed.
         signals: how many events were offered to the run.
         awaits: the names of the events that it was put down to wait for; None if it waits for none.
+        awaits_open: how few open children make it due; None if it does not wait for children.
+        parent_run_id: the run whose child it is; None if it is nobody's.
+        step: the name of the step that it is, if it is a child that a run has scheduled; None if it runs a run.
+        position: the child's place in the order of calls of its run.
+        call: the child's step and its arguments.
     """
 
     task_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
@@ -112,6 +117,11 @@ class TaskColumns:
     claimed_at: Mapped[datetime | None] = _moment()
     signals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     awaits: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    awaits_open: Mapped[int | None] = mapped_column(Integer)
+    parent_run_id: Mapped[UUID | None] = mapped_column(Uuid)
+    step: Mapped[str | None] = mapped_column(Text)
+    position: Mapped[int | None] = mapped_column(Integer)
+    call: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
 
 
 class StepColumns:

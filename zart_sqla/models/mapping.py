@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _CACHE_KEY = "zart_models"
 OUTCOMES: Final = ("completed", "failed", "cancelled")
 TRIGGERS: Final = ("initial", "resume")
-STEP_KINDS: Final = ("step", "sleep", "capture", "event", "failure")
+STEP_KINDS: Final = ("step", "sleep", "capture", "event", "child", "choice", "failure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +152,8 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         "tasks",
         Index(f"{prefix}tasks_due_idx", "due_at", postgresql_where="worker_id IS NULL"),
         Index(f"{prefix}tasks_worker_idx", "worker_id", postgresql_where="worker_id IS NOT NULL"),
+        Index(f"{prefix}tasks_parent_idx", "parent_run_id", postgresql_where="parent_run_id IS NOT NULL"),
+        Index(f"{prefix}tasks_group_idx", "task_id", postgresql_where="awaits_open IS NOT NULL"),
     )
     step = mapped(StepColumns, "steps", _one_of("kind", STEP_KINDS, f"{prefix}steps_kind_check"))
     attempt = mapped(StepAttemptColumns, "step_attempts")

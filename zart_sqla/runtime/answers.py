@@ -14,6 +14,7 @@ from zart_sqla.runtime.steps import check_call
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from zart_sqla.records import RecordedStep
     from zart_sqla.runtime.steps import Step, StepCall
     from zart_sqla.runtime.turn import Turn
 
@@ -140,6 +141,17 @@ async def step_or_else(call: StepCall[Any], otherwise: Callable[[Any], Any]) -> 
     if isinstance(answer, BusinessErr):
         return await settled(otherwise(answer.error))
     return value_of(answer)
+
+
+def answer_of(turn: Turn, call: StepCall[T], recorded: RecordedStep) -> Answer[T]:
+    """Return what a step answers that is recorded."""
+    try:
+        return Ok(turn.replayed(recorded, call))
+    except Exception as error:
+        answer = _answer_of_recorded(turn, error)
+        if answer is None:
+            raise
+        return answer
 
 
 def value_of(answer: Ok[T] | ZartErr) -> T:

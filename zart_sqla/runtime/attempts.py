@@ -172,7 +172,7 @@ class Attempts(Generic[T]):
             extra={"execution_id": turn.task.execution_id, "step": self._place.name, "attempt": attempt},
         )
         if delay > turn.recorder.short_wait:
-            await turn.pause(self._place, turn.recorder.now() + delay)
+            await turn.pause(turn.recorder.now() + delay)
         else:
             await asyncio.sleep(delay.total_seconds())
 

@@ -23,12 +23,12 @@ class Calls:
 
     Attributes:
         has_tasks: whether tasks of the body's own have made calls.
-        waiting: what the calls wait for that have paused, by the names of their places.
+        waiting: what the calls wait for that have paused.
     """
 
     def __init__(self) -> None:
         self.has_tasks: bool = False
-        self.waiting: dict[str, Suspended] = {}
+        self.waiting: list[Suspended] = []
         self._under_way = 0
         self._paused = 0
         self._changes = 0
@@ -44,25 +44,24 @@ class Calls:
             self._under_way -= 1
             self._tell()
 
-    async def pause(self, name: str, outcome: Suspended, seconds: float | None) -> bool:
+    async def pause(self, outcome: Suspended, seconds: float | None) -> bool:
         """Wait until all calls that are under way wait.
 
         Args:
-            name: the name of the call's place.
-            outcome: what it waits for.
+            outcome: what the call waits for.
             seconds: when that comes by itself; None if it does not.
 
         Returns:
             Whether they all wait; False if that took longer.
         """
-        self.waiting[name] = outcome
+        self.waiting.append(outcome)
         self._paused += 1
         self._tell()
         try:
             async with asyncio.timeout(seconds):
                 await self._all_pause()
         except TimeoutError:
-            del self.waiting[name]
+            self.waiting.remove(outcome)
             return False
         finally:
             self._paused -= 1

@@ -15,11 +15,12 @@ from zart_sqla.errors import (
     ExecutionTimeout,
     InvalidDataError,
     RetryExhausted,
+    StepCancelled,
     StepError,
     StepFailed,
     StepTimeout,
 )
-from zart_sqla.records import ErrorRecord
+from zart_sqla.records import GIVEN_UP, ErrorRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,6 +37,7 @@ _STEP_ERRORS: Final[dict[str, type[StepError]]] = {
     "retry_exhausted": RetryExhausted,
     "step_timeout": StepTimeout,
     "event_timeout": EventTimeout,
+    GIVEN_UP: StepCancelled,
 }
 _CATEGORIES: Final = {error: category for category, error in _STEP_ERRORS.items()}
 

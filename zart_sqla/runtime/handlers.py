@@ -58,6 +58,11 @@ class Handler(Generic[D, R]):
         self._result_codec: Codec[R] | None = None
 
     @property
+    def module(self) -> str:
+        """The name of the function's module."""
+        return getattr(self.function, "__module__", None) or ""
+
+    @property
     def data_codec(self) -> Codec[D]:
         """The codec of the function's input: `None` if it takes none."""
         if self._data_codec is None:

@@ -38,11 +38,12 @@ class Suspended:
     """The run goes on in another turn.
 
     Attributes:
-        due_at: when; None for at once, unless it awaits events.
+        due_at: when; None for at once, unless it awaits something else.
         is_waiting: whether its execution shows as waiting until then.
         step: a checkpoint to be written together with it.
         failed: a failed attempt of the body, which the next turn makes again.
         awaits: the events that make it go on before.
+        awaits_open: how few open children make it go on before; None if it does not wait for children.
     """
 
     due_at: datetime | None = None
@@ -50,6 +51,12 @@ class Suspended:
     step: RecordedStep | None = None
     failed: FailedAttempt | None = None
     awaits: frozenset[str] = frozenset()
+    awaits_open: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The child has its checkpoint, with which its task has ended; there is nothing left to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +69,4 @@ class LeaseLost:
     """The task is not the worker's any more; what the turn did since is not written."""
 
 
-Outcome = Completed | Failed | Suspended | Cancelled | LeaseLost
+Outcome = Completed | Failed | Suspended | Done | Cancelled | LeaseLost

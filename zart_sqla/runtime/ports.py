@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from zart_sqla.records import FailedAttempt, RecordedStep
+    from zart_sqla.records import Child, FailedAttempt, RecordedStep
 
 T = TypeVar("T")
 
@@ -53,12 +53,25 @@ class Recorder(Protocol):
         """Return the time by the database's clock."""
         ...
 
-    async def record(self, step: RecordedStep) -> RecordedStep:
+    async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
         """Write a checkpoint; return, once it is committed, what is recorded now.
+
+        Args:
+            step: the checkpoint. That of a child ends the child's task.
+            gives_up: children that are cancelled with it, unless they are done.
 
         Raises:
             TurnSignal: the task is not the worker's any more; nothing is written.
             InvalidDataError: PostgreSQL refuses it; nothing is written.
+        """
+        ...
+
+    async def add_children(self, children: Sequence[Child]) -> None:
+        """Make steps of the run tasks of their own, unless they are that already, or done.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing is written.
+            InvalidDataError: PostgreSQL refuses one; it is not written.
         """
         ...
 

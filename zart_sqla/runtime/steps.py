@@ -39,6 +39,7 @@ class Step(Generic[P, T]):
         retry: when a failed attempt is made again.
         timeout: how long an attempt may take; None: as long as it does.
         raises: the errors that are answers, not faults.
+        signature: the parameters of the function.
     """
 
     def __init__(  # noqa: PLR0913 - the options of the decorator
@@ -58,8 +59,9 @@ class Step(Generic[P, T]):
         self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
         self.raises: tuple[type[BaseException], ...] = error_types("raises", raises)
         self.is_async: bool = inspect.iscoroutinefunction(function)
+        self.signature: inspect.Signature = inspect.signature(function)
         self._template = name if name is not None else function.__name__
-        self._is_templated = _fields_of(self._template, function)
+        self._is_templated = _fields_of(self._template, self.signature, function.__name__)
         self._bound = bound
         self._codec: Codec[T] | None = None
         self.__doc__ = function.__doc__
@@ -91,7 +93,7 @@ class Step(Generic[P, T]):
         """
         if not self._is_templated:
             return self._template
-        arguments = inspect.signature(self.function).bind(*args, **kwargs)
+        arguments = self.signature.bind(*args, **kwargs)
         arguments.apply_defaults()
         return self._template.format(**arguments.arguments)
 
@@ -263,17 +265,14 @@ def step(
     return _StepDecorator(None, options)(function)
 
 
-def _fields_of(template: str, function: Callable[..., Any]) -> bool:
+def _fields_of(template: str, signature: inspect.Signature, function_name: str) -> bool:
     """Return whether the name has fields to be filled, all of which are parameters of the function."""
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
         raise ConfigError("step name", expected=f"a format string ({error})", actual=template) from None
-    known = inspect.signature(function).parameters
     for field in fields:
         parameter = field.split(".")[0].split("[")[0]
-        if parameter not in known:
-            raise ConfigError(
-                "step name", expected=f"fields that are parameters of {function.__name__}()", actual=template
-            )
+        if parameter not in signature.parameters:
+            raise ConfigError("step name", expected=f"fields that are parameters of {function_name}()", actual=template)
     return bool(fields)

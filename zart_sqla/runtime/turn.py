@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import inspect
 import logging
 import math
@@ -22,16 +23,17 @@ from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
 from zart_sqla.runtime.attempts import Attempts
 from zart_sqla.runtime.calls import Calls
+from zart_sqla.runtime.children import Children
 from zart_sqla.runtime.context import current_body, current_turn
 from zart_sqla.runtime.failures import failure_from
 from zart_sqla.runtime.journal import Journal
 from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
 
-    from zart_sqla.records import ClaimedTask, RunHistory
+    from zart_sqla.records import Child, ClaimedTask, RunHistory
     from zart_sqla.runtime.handlers import Handler
     from zart_sqla.runtime.journal import Place
     from zart_sqla.runtime.outcomes import Outcome
@@ -71,21 +73,24 @@ class Turn:
         recorder: where checkpoints go.
 
     Attributes:
-        data: the run's input, None until it has been read.
+        history: what earlier turns recorded.
+        journal: the same, looked up in the order of the body's calls.
         deadline: when the execution times out, None if it does not, or has.
         is_async: whether what runs, the body or its `on_failure`, is an `async def`.
         calls: its durable calls that are under way.
+        children: the run's children.
     """
 
     def __init__(self, task: ClaimedTask, handler: Handler[Any, Any], history: RunHistory, recorder: Recorder) -> None:
         self.task = task
         self.handler = handler
         self.recorder = recorder
+        self.history = history
         self.journal: Journal = Journal(history)
-        self.data: Any = None
         self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
         self.is_async: bool = handler.is_async
         self.calls: Calls = Calls()
+        self.children: Children = Children(history.children, self._add_children)
         self._stopped: StopReason | None = None
         self._divergence: NonDeterminismError | None = None
         self._signals: list[TurnSignal] = []
@@ -95,6 +100,15 @@ class Turn:
         self._body = 0
         self._bridged: set[concurrent.futures.Future[Any]] = set()
         self._is_over = False
+
+    @functools.cached_property
+    def data(self) -> Any:
+        """The run's input.
+
+        Raises:
+            InvalidDataError: it does not fit the handler's any more.
+        """
+        return self.handler.data_codec.unpack(self.task.payload, subject="the input")
 
     async def run(self) -> Outcome:
         """Run the turn to its end."""
@@ -112,6 +126,7 @@ class Turn:
             return interrupted
         finally:
             self._is_over = True
+            self.children.close()
             await self._absorb_cancellation()
         # A signal decides how the turn ends, whatever the body made of it.
         return self._interrupted() or outcome
@@ -147,25 +162,26 @@ class Turn:
         suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
         if not suspended:
             return None
-        suspended += self.calls.waiting.values()
+        suspended += self.calls.waiting
         awaits = frozenset[str]().union(*(outcome.awaits for outcome in suspended))
+        groups = [outcome.awaits_open for outcome in suspended if outcome.awaits_open is not None]
         step = next((outcome.step for outcome in suspended if outcome.step is not None), None)
-        return replace(min(suspended, key=_due_first), awaits=awaits, step=step)
+        return replace(min(suspended, key=_due_first), awaits=awaits, awaits_open=max(groups, default=None), step=step)
 
     async def _run_handler(self) -> Outcome:
         try:
-            self.data = self.handler.data_codec.unpack(self.task.payload, subject="the input")
+            data = self.data
             failure = self.journal.failure
             if failure is not None and failure.error is not None:
                 self.journal.skip_to_failure(failure)
                 return await self._run_on_failure(failure.error)
-            return await self._run_body()
+            return await self._run_body(data)
         except _FAULTS as error:
             return self._failed(error)
 
-    async def _run_body(self) -> Outcome:
+    async def _run_body(self, data: Any) -> Outcome:
         try:
-            value = await self._in_time(self.handler.function, *self.handler.arguments(self.data))
+            value = await self._in_time(self.handler.function, *self.handler.arguments(data))
             _, result = self._packed(value)
             self.journal.check_end()
         except NonDeterminismError:
@@ -247,7 +263,7 @@ class Turn:
         place = self.journal.enter("on_failure", StepKind.FAILURE)
         numbers = self.journal.numbers()
         marker = RecordedStep(name=place.name, kind=place.kind, position=place.position, result=numbers, error=error)
-        await self.record(marker)
+        await self.record(marker, gives_up=sorted(self.children.open))
         self.journal.skip_to_failure(marker)
         return await self._run_on_failure(error)
 
@@ -321,22 +337,25 @@ class Turn:
 
     async def pause(
         self,
-        place: Place,
         due_at: datetime | None,
         *,
         step: RecordedStep | None = None,
         awaits: frozenset[str] = frozenset(),
+        awaits_open: int | None = None,
     ) -> None:
-        """End the turn until then, or until one of the events comes, as soon as nothing else in it goes on.
+        """End the turn until then, or until what it awaits is there, as soon as nothing else in it goes on.
 
         It returns if the moment comes before that: steps that run side by side with the call take longer.
 
         Raises:
             TurnSignal: the turn ends.
         """
-        outcome = Suspended(due_at=self._bounded(due_at), is_waiting=True, step=step, awaits=awaits)
+        await self.children.written()
+        outcome = Suspended(
+            due_at=self._bounded(due_at), is_waiting=True, step=step, awaits=awaits, awaits_open=awaits_open
+        )
         seconds = None if due_at is None else (due_at - self.recorder.now()).total_seconds()
-        if await self.calls.pause(place.name, outcome, seconds):
+        if await self.calls.pause(outcome, seconds):
             raise self.note(TurnSignal(outcome))
 
     def note(self, signal: TurnSignal) -> TurnSignal:
@@ -345,10 +364,16 @@ class Turn:
             self._signals.append(signal)
         return signal
 
-    async def record(self, step: RecordedStep) -> RecordedStep:
+    async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
         """Write a checkpoint and return what is recorded then."""
         try:
-            return await self.recorder.record(step)
+            return await self.recorder.record(step, gives_up=gives_up)
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
+    async def _add_children(self, new: Sequence[Child]) -> None:
+        try:
+            await self.recorder.add_children(new)
         except TurnSignal as signal:
             raise self.note(signal) from None
 
@@ -421,4 +446,4 @@ class Turn:
 def _due_first(outcome: Suspended) -> float:
     if outcome.due_at is not None:
         return outcome.due_at.timestamp()
-    return math.inf if outcome.awaits else -math.inf
+    return math.inf if outcome.awaits or outcome.awaits_open is not None else -math.inf

@@ -53,7 +53,7 @@ async def _slept(turn: Turn, place: Place, duration: timedelta) -> None:
     if place.recorded is None and not is_taken_along:
         nap = await turn.record(nap)
     if is_long:
-        await turn.pause(place, nap.wake_at, step=nap if is_taken_along else None)
+        await turn.pause(nap.wake_at, step=nap if is_taken_along else None)
     if is_taken_along:  # it was over before the turn
         nap = await turn.record(nap)
     await asyncio.sleep(max(0.0, _remaining(turn, nap).total_seconds()))
@@ -121,7 +121,7 @@ async def _met(turn: Turn, place: Place, wait: RecordedStep, name: str) -> Recor
             is_recorded = True
         if not wait.is_open:
             return wait
-        await turn.pause(place, wait.wake_at, step=None if is_recorded else wait, awaits=frozenset({name}))
+        await turn.pause(wait.wake_at, step=None if is_recorded else wait, awaits=frozenset({name}))
         has_events = True  # there may be one now
 
 

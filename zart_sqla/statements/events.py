@@ -23,8 +23,8 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.statements.arrays import INTEGER, TEXT, TIMESTAMP_TZ, UUID, rows_of
+from zart_sqla.statements.fences import alive
 from zart_sqla.statements.steps import COLUMNS, completed
-from zart_sqla.statements.workers import alive
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable

@@ -17,6 +17,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     tuple_,
     update,
@@ -24,7 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import run_status, tables_of
+from zart_sqla.records import GIVEN_UP
 from zart_sqla.statements.arrays import TEXT, TIMESTAMP_TZ, UUID, rows_of
+from zart_sqla.statements.children import delete_steps
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -150,10 +153,10 @@ def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, st
 
 @functools.cache
 def cancel(names: TableNames) -> Executable:
-    """End the current run of an execution as cancelled, if it has not ended.
+    """End the current run of an execution as cancelled, with what is left of its children, if it has not ended.
 
     Whoever deletes the run's task makes the one terminal transition of the run; so does this.
-    Parameters: `id`. Returns: `(run_id, worker_id)` if it was this statement that ended it.
+    Parameters: `id`. Returns: `(run_id, is_held)`, whether workers are at it, if it was this statement that ended it.
     """
     t = tables_of(names)
     current = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
@@ -170,7 +173,10 @@ def cancel(names: TableNames) -> Executable:
         .returning(t.execution_runs.c.run_id)
         .cte("ended")
     )
-    return select(gone.c.run_id, gone.c.worker_id).join(ended, ended.c.run_id == gone.c.run_id)
+    children = delete_steps(names, gone.c.run_id).returning(t.tasks.c.worker_id).cte("children")
+    has_children_held = exists(select(children.c.worker_id).where(children.c.worker_id.is_not(None)))
+    is_held = or_(gone.c.worker_id.is_not(None), has_children_held).label("is_held")
+    return select(gone.c.run_id, is_held).join(ended, ended.c.run_id == gone.c.run_id)
 
 
 @functools.cache
@@ -193,7 +199,9 @@ def await_end(names: TableNames) -> Executable:
 
 @functools.cache
 def resume(names: TableNames) -> Executable:
-    """Make a new run of an execution whose current run failed, with the checkpoints that succeeded.
+    """Make a new run of an execution whose current run failed, with the checkpoints that need not be done again.
+
+    Those are the ones that succeeded, and the children that were given up.
 
     Parameters: `id`, `new_run`, the id of the new run. Returns: `(run_id)` if the current run had failed.
     """
@@ -224,12 +232,13 @@ def resume(names: TableNames) -> Executable:
         ["run_id", "execution_id", "run_index", "trigger", "payload"],
         select(new_id, failed.c.execution_id, failed.c.run_index + 1, literal("resume", Text), failed.c.payload),
     )
-    copied = ("name", "kind", "position", "attempts", "result", "started_at", "completed_at", "wake_at")
+    copied = ("name", "kind", "position", "attempts", "result", "error", "started_at", "completed_at", "wake_at")
+    is_given_up = t.steps.c.error["category"].as_string() == GIVEN_UP
     steps = insert(t.steps).from_select(
         ["run_id", *copied],
         select(new_id, *(t.steps.c[name] for name in copied))
         .join(failed, failed.c.run_id == t.steps.c.run_id)
-        .where(t.steps.c.error.is_(None), t.steps.c.kind != "failure"),
+        .where(or_(t.steps.c.error.is_(None), is_given_up), t.steps.c.kind != "failure"),
     )
     has_events = exists().where(t.events.c.execution_id == failed.c.execution_id, t.events.c.taken_at.is_(None))
     # The task starts with a token of 1, as if it had been claimed: the next turn then reads the journal.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.statements.arrays import INTEGER, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
-from zart_sqla.statements.workers import alive
+from zart_sqla.statements.fences import alive
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Executable, FromClause
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 
 
 COLUMNS: Final = ("run_id", "name", "kind", "position", "attempts", "result", "error", "started_at", "wake_at")
+
+
+def is_recorded(names: TableNames, run_id: ColumnElement[Any], name: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that a step is recorded.
+
+    It is a scalar subquery, which is looked up by the primary key for each row. An EXISTS would be planned as a join
+    or a hash, and over the steps of a run with thousands of them if it was planned while there were few.
+    """
+    steps = tables_of(names).steps
+    return select(steps.c.name).where(steps.c.run_id == run_id, steps.c.name == name).scalar_subquery().is_not(None)
 
 
 @functools.cache
@@ -116,7 +126,7 @@ def record_attempts(names: TableNames) -> Executable:
 
 @functools.cache
 def journal(names: TableNames) -> Executable:
-    """Select what earlier turns of runs recorded: checkpoints and counts of failed attempts.
+    """Select what there is of runs: checkpoints, counts of failed attempts, and children that are not done.
 
     Parameters: the list `run_ids`.
     """
@@ -132,9 +142,10 @@ def journal(names: TableNames) -> Executable:
         cast(t.steps.c.error, Text).label("error"),
         t.steps.c.started_at,
         t.steps.c.wake_at,
+        t.steps.c.completed_at,
     ).where(t.steps.c.run_id == any_(wanted))
+    nothing = [cast(null(), type_) for type_ in (TEXT, TEXT, TIMESTAMP_TZ, TIMESTAMP_TZ, TIMESTAMP_TZ)]
     failed = t.step_attempts
-    is_done = exists().select_from(t.steps).where(t.steps.c.run_id == failed.c.run_id, t.steps.c.name == failed.c.name)
     counts = (
         select(
             failed.c.run_id,
@@ -142,15 +153,17 @@ def journal(names: TableNames) -> Executable:
             literal("attempts", Text),
             cast(null(), INTEGER),
             func.max(failed.c.attempt),
-            cast(null(), TEXT),
-            cast(null(), TEXT),
-            cast(null(), TIMESTAMP_TZ),
-            cast(null(), TIMESTAMP_TZ),
+            *nothing,
         )
-        .where(failed.c.run_id == any_(wanted), failed.c.name != "", ~is_done)
+        .where(failed.c.run_id == any_(wanted), failed.c.name != "")
+        .where(~is_recorded(names, failed.c.run_id, failed.c.name))
         .group_by(failed.c.run_id, failed.c.name)
     )
-    return union_all(checkpoints, counts)
+    child = t.tasks
+    children = select(
+        child.c.run_id, child.c.step, literal("open", Text), child.c.position, child.c.attempt, *nothing
+    ).where(child.c.parent_run_id == any_(wanted), child.c.step.is_not(None))
+    return union_all(checkpoints, counts, children)
 
 
 @functools.cache
@@ -168,12 +181,13 @@ def recorded(names: TableNames) -> Executable:
         cast(t.steps.c.error, Text).label("error"),
         t.steps.c.started_at,
         t.steps.c.wake_at,
+        t.steps.c.completed_at,
     ).join(given, (given.c.run_id == t.steps.c.run_id) & (given.c.name == t.steps.c.name))
 
 
 @functools.cache
 def describe(names: TableNames) -> Executable:
-    """Select the steps of an execution's current run, in the order of recording; last those that wait for events.
+    """Select the steps of an execution's current run, in the order of recording; last those that are not done.
 
     Parameters: `id`.
     """
@@ -195,13 +209,15 @@ def describe(names: TableNames) -> Executable:
         func.coalesce(t.steps.c.completed_at, func.now()).label("recorded_at"),
         t.steps.c.position,
     ).where(t.steps.c.run_id == run_id)
-    is_done = exists().select_from(t.steps).where(t.steps.c.run_id == last.c.run_id, t.steps.c.name == last.c.name)
+    is_done = is_recorded(names, last.c.run_id, last.c.name)
     is_last = ~exists().select_from(failed).where(
         failed.c.run_id == last.c.run_id, failed.c.name == last.c.name, failed.c.attempt > last.c.attempt
     )
+    child = t.tasks
+    is_child = exists().select_from(child).where(child.c.parent_run_id == last.c.run_id, child.c.step == last.c.name)
     between = select(
         last.c.name,
-        literal("step", Text),
+        case((is_child, "child"), else_="step"),
         literal(True),  # noqa: FBT003
         last.c.attempt,
         cast(null(), TEXT),
@@ -211,5 +227,17 @@ def describe(names: TableNames) -> Executable:
         last.c.failed_at,
         cast(null(), INTEGER),
     ).where(last.c.run_id == run_id, last.c.name != "", ~is_done, is_last)
-    both = union_all(done, between)
-    return both.order_by("recorded_at", "position")
+    has_failed = exists().select_from(failed).where(failed.c.run_id == run_id, failed.c.name == child.c.step)
+    scheduled = select(
+        child.c.step,
+        literal("child", Text),
+        literal(True),  # noqa: FBT003
+        literal(0),
+        cast(null(), TEXT),
+        cast(null(), TEXT),
+        child.c.claimed_at,
+        cast(null(), TIMESTAMP_TZ),
+        func.now(),
+        child.c.position,
+    ).where(child.c.parent_run_id == run_id, child.c.step.is_not(None), ~has_failed)
+    return union_all(done, between, scheduled).order_by("recorded_at", "position")

@@ -27,10 +27,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import SUSPECT_CRASHES
 from zart_sqla.statements.arrays import BOOLEAN, INTEGER, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
-from zart_sqla.statements.workers import alive
+from zart_sqla.statements.children import delete_steps
+from zart_sqla.statements.fences import alive, mine
+from zart_sqla.statements.steps import is_recorded
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE, ColumnElement, Executable, FromClause
+    from sqlalchemy import ColumnElement, Executable, FromClause
 
     from zart_sqla.table_names import TableNames
 
@@ -65,6 +67,8 @@ def _is_harmless(tasks: FromClause, *, all_queues: bool) -> ColumnElement[bool]:
 @functools.cache
 def claim(names: TableNames, *, all_queues: bool) -> Executable:
     """Give a worker the tasks that are due, the longest due first, with all that their turns need.
+
+    But for the input of a run whose children they are: it would come with each of them; see `children.payloads`.
 
     Parameters: `me`, `task_names`, `queues` unless all, `limit`, and `takes_suspect`, whether one of them can be a task
     that may kill the worker. Returns: at least one row; in each the `seconds` until the next task becomes due, None if
@@ -102,6 +106,10 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             t.tasks.c.claimed_at,
             t.tasks.c.crashes,
             t.tasks.c.signals,
+            t.tasks.c.parent_run_id,
+            t.tasks.c.step,
+            t.tasks.c.position,
+            t.tasks.c.call,
         )
         .cte("claimed")
     )
@@ -116,11 +124,16 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         claimed.c.task_name,
         claimed.c.attempt,
         claimed.c.retries,
-        cast(run.c.payload, Text).label("payload"),
+        case((claimed.c.step.is_(None), cast(run.c.payload, Text))).label("payload"),
         claimed.c.started_at,
         claimed.c.claimed_at,
         claimed.c.crashes,
         claimed.c.signals,
+        claimed.c.parent_run_id,
+        claimed.c.step,
+        claimed.c.position,
+        cast(claimed.c.call, Text).label("call"),
+        is_recorded(names, claimed.c.run_id, claimed.c.step).label("is_recorded"),
     ).select_from(upcoming.outerjoin(with_run, true()))
 
 
@@ -142,7 +155,8 @@ def put_down(names: TableNames) -> Executable:
     """Free tasks that a worker holds, until they are due again.
 
     One that awaits events is due at once if an event has been offered that its turn could not see. Both this and the
-    offer write the task's row, so whoever comes second sees the other.
+    offer write the task's row, so whoever comes second sees the other. Of children that it awaits this knows nothing;
+    see `children.wake`.
     Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
     t = tables_of(names)
@@ -154,52 +168,35 @@ def put_down(names: TableNames) -> Executable:
         is_waiting=BOOLEAN,
         retries=INTEGER,
         awaits=TEXT,
+        awaits_open=INTEGER,
         signals=INTEGER,
     )
-    mine = _mine(
-        names, turn, turn.c.due_at, turn.c.is_waiting, turn.c.retries, turn.c.awaits, turn.c.signals.label("seen")
-    )
+    given = (turn.c.due_at, turn.c.is_waiting, turn.c.retries, turn.c.awaits, turn.c.awaits_open)
+    held = mine(names, turn, *given, turn.c.signals.label("seen"))
     due_at = case(
-        (mine.c.awaits.is_(None), func.coalesce(mine.c.due_at, func.now())),
-        (t.tasks.c.signals != mine.c.seen, func.now()),
-        else_=mine.c.due_at,
+        (held.c.awaits.is_(None) & held.c.awaits_open.is_(None), func.coalesce(held.c.due_at, func.now())),
+        (held.c.awaits.is_not(None) & (t.tasks.c.signals != held.c.seen), func.now()),
+        else_=held.c.due_at,
     )
     return (
         update(t.tasks)
         .values(
             worker_id=None,
             due_at=due_at,
-            is_waiting=mine.c.is_waiting,
-            retries=mine.c.retries,
+            is_waiting=held.c.is_waiting,
+            retries=held.c.retries,
             crashes=0,
-            awaits=cast(mine.c.awaits, JSONB),
+            awaits=cast(held.c.awaits, JSONB),
+            awaits_open=held.c.awaits_open,
         )
-        .where(t.tasks.c.task_id == mine.c.task_id)
+        .where(t.tasks.c.task_id == held.c.task_id)
         .returning(t.tasks.c.task_id)
-    )
-
-
-def _mine(names: TableNames, turn: FromClause, *columns: ColumnElement[Any]) -> CTE:
-    """Select, and lock, those of the given tasks that the worker `me` still holds.
-
-    It passes over what somebody else has locked, such as an app that cancels an execution in a transaction of its
-    own: the others that are written in the same batch must not wait for that.
-    """
-    tasks = tables_of(names).tasks
-    me = alive(names)
-    is_mine = (tasks.c.task_id == turn.c.task_id) & (tasks.c.attempt == turn.c.attempt)
-    return (
-        select(tasks.c.task_id, tasks.c.run_id, tasks.c.started_at, *columns)
-        .join(turn, is_mine)
-        .join(me, me.c.worker_id == tasks.c.worker_id)
-        .with_for_update(of=tasks, skip_locked=True)
-        .cte("mine")
     )
 
 
 @functools.cache
 def finish(names: TableNames) -> Executable:
-    """End runs whose tasks a worker holds, and tell those who wait for their end.
+    """End runs whose tasks a worker holds, with what is left of their children, and tell those who wait for their end.
 
     Whoever deletes the run's task makes the one terminal transition of the run.
     Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has
@@ -207,23 +204,24 @@ def finish(names: TableNames) -> Executable:
     """
     t = tables_of(names)
     turn = rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)
-    mine = _mine(names, turn, turn.c.outcome, turn.c.result, turn.c.error)
-    gone = delete(t.tasks).where(t.tasks.c.task_id == mine.c.task_id).cte("gone")
+    held = mine(names, turn, turn.c.outcome, turn.c.result, turn.c.error)
+    gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).cte("gone")
+    children = delete_steps(names, held.c.run_id).cte("children")
     ended = (
         update(t.execution_runs)
         .values(
-            outcome=mine.c.outcome,
-            result=cast(mine.c.result, JSON),
-            error=cast(mine.c.error, JSON),
-            started_at=mine.c.started_at,
+            outcome=held.c.outcome,
+            result=cast(held.c.result, JSON),
+            error=cast(held.c.error, JSON),
+            started_at=held.c.started_at,
             completed_at=func.now(),
         )
-        .where(t.execution_runs.c.run_id == mine.c.run_id)
-        .returning(mine.c.task_id, t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
+        .where(t.execution_runs.c.run_id == held.c.run_id)
+        .returning(held.c.task_id, t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
         .cte("ended")
     )
     told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
-    return select(ended.c.task_id, told).add_cte(gone)
+    return select(ended.c.task_id, told).add_cte(gone, children)
 
 
 @functools.cache
@@ -231,9 +229,9 @@ def held(names: TableNames) -> Executable:
     """Select those of the `rows_of` lists of tasks that a worker holds. Parameters: `me` and the lists."""
     t = tables_of(names)
     me = alive(names)
-    mine = rows_of("mine", task_id=UUID, attempt=INTEGER)
-    is_mine = (t.tasks.c.task_id == mine.c.task_id) & (t.tasks.c.attempt == mine.c.attempt)
-    return select(t.tasks.c.task_id).join(mine, is_mine).join(me, me.c.worker_id == t.tasks.c.worker_id)
+    given = rows_of("mine", task_id=UUID, attempt=INTEGER)
+    is_mine = (t.tasks.c.task_id == given.c.task_id) & (t.tasks.c.attempt == given.c.attempt)
+    return select(t.tasks.c.task_id).join(given, is_mine).join(me, me.c.worker_id == t.tasks.c.worker_id)
 
 
 @functools.cache

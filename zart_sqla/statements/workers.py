@@ -6,7 +6,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
-    CTE,
     JSON,
     BigInteger,
     Boolean,
@@ -24,6 +23,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     literal_column,
     or_,
     select,
@@ -31,9 +31,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import INTERVAL, OID
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.statements.arrays import INTEGER, UUID, array_of, rows_of
+from zart_sqla.statements.children import delete_steps, error_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -52,26 +54,6 @@ _LOCKS = table(
 )
 _DATABASES = table("pg_database", column("oid", OID), column("datname", Text), schema="pg_catalog")
 _SERVER_WARM_UP = literal_column("INTERVAL '10 seconds'", INTERVAL)
-
-
-def alive(names: TableNames) -> CTE:
-    """Return the worker's own row, kept from being deleted until the transaction ends.
-
-    This is the fence. Whoever takes over a worker's tasks deletes its row first; so a transaction that holds this
-    lock is over before they are taken, and one that comes later finds no row and writes nothing. A heartbeat changes
-    no key, so it does not wait. A process that is stopped in the middle must not hold the lock for ever, hence the
-    limit on its idleness.
-    """
-    workers = tables_of(names).workers
-    return (
-        select(
-            workers.c.worker_id,
-            func.set_config("idle_in_transaction_session_timeout", "10s", True).label("limited"),  # noqa: FBT003
-        )
-        .where(workers.c.worker_id == bindparam("me", type_=UUID))
-        .with_for_update(read=True, key_share=True)
-        .cte("me")
-    )
 
 
 def _seconds(name: str) -> ColumnElement[Any]:
@@ -241,19 +223,20 @@ def has_orphans(names: TableNames) -> Select[Any]:
 
 @functools.cache
 def take_over(names: TableNames) -> Executable:
-    """Free the tasks of workers that are deleted, and fail the runs that have taken down too many of them.
+    """Free the tasks of workers that are deleted, and fail the runs and children that have taken down too many of them.
 
     A task that somebody has locked, such as an app that cancels it in a transaction of its own, stays for later.
     Only the deaths of the `dead` are crashes. One counts only while the run gets nowhere: a checkpoint since the claim
     starts the count anew.
     Parameters: `dead`, `max_crashes`, `crash` (the error as JSON text), `channel`.
-    Returns: `task_id`, `execution_id`, `crashes` and `is_failed` of each.
+    Returns: `task_id`, `execution_id`, `step`, `crashes` and `is_failed` of each.
     """
     t = tables_of(names)
     got_somewhere = (
         exists()
         .select_from(t.steps)
         .where(t.steps.c.run_id == t.tasks.c.run_id, t.steps.c.completed_at >= t.tasks.c.claimed_at)
+        .where(t.steps.c.kind != "child", t.tasks.c.step.is_(None))
     )
     has_crashed = t.tasks.c.worker_id == any_(array_of("dead", UUID))
     crashes = case((~has_crashed, t.tasks.c.crashes), (got_somewhere, 1), else_=t.tasks.c.crashes + 1)
@@ -261,6 +244,8 @@ def take_over(names: TableNames) -> Executable:
         select(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
+            t.tasks.c.step,
+            t.tasks.c.position,
             t.tasks.c.started_at,
             crashes.label("crashes"),
             has_crashed.label("has_crashed"),
@@ -270,22 +255,42 @@ def take_over(names: TableNames) -> Executable:
         .cte("orphans")
     )
     is_failed = orphans.c.has_crashed & (orphans.c.crashes >= bindparam("max_crashes", type_=INTEGER))
+    is_run, is_child = is_failed & orphans.c.step.is_(None), is_failed & orphans.c.step.is_not(None)
+    failed_runs = select(orphans.c.run_id).where(is_run)
     freed = (
         update(t.tasks)
         .values(worker_id=None, due_at=func.now(), crashes=orphans.c.crashes)
-        .where(t.tasks.c.task_id == orphans.c.task_id, ~is_failed)
+        .where(t.tasks.c.task_id == orphans.c.task_id, ~is_failed, orphans.c.run_id.not_in(failed_runs))
         .cte("freed")
     )
     gone = delete(t.tasks).where(t.tasks.c.task_id == orphans.c.task_id, is_failed).cte("gone")
+    children = delete_steps(names, any_(func.array(failed_runs.scalar_subquery()))).cte("children")
+    crash = bindparam("crash", type_=Text)
+    recorded = (
+        pg_insert(t.steps)
+        .from_select(
+            ["run_id", "name", "kind", "position", "attempts", "error"],
+            select(
+                orphans.c.run_id,
+                orphans.c.step,
+                literal("child", Text),
+                orphans.c.position,
+                orphans.c.crashes,
+                error_of(orphans.c.step, crash),
+            ).where(is_child),
+        )
+        .on_conflict_do_nothing()
+        .cte("recorded")
+    )
     ended = (
         update(t.execution_runs)
         .values(
             outcome="failed",
-            error=cast(bindparam("crash", type_=Text), JSON),
+            error=cast(crash, JSON),
             started_at=orphans.c.started_at,
             completed_at=func.now(),
         )
-        .where(t.execution_runs.c.run_id == orphans.c.run_id, is_failed)
+        .where(t.execution_runs.c.run_id == orphans.c.run_id, is_run)
         .returning(t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
         .cte("ended")
     )
@@ -296,9 +301,10 @@ def take_over(names: TableNames) -> Executable:
             t.execution_runs.c.execution_id,
             orphans.c.crashes,
             is_failed.label("is_failed"),
+            orphans.c.step,
             told,
         )
         .join(t.execution_runs, t.execution_runs.c.run_id == orphans.c.run_id)
         .outerjoin(ended, ended.c.run_id == orphans.c.run_id)
-        .add_cte(freed, gone)
+        .add_cte(freed, gone, children, recorded)
     )

@@ -107,7 +107,7 @@ def cancel(connection: Connection, names: TableNames, execution_id: str) -> bool
     if row is None:
         return False
     notify(connection, names.done_channel, str(row.run_id))
-    if row.worker_id is not None:
+    if row.is_held:
         notify(connection, names.work_channel, f"cancel {row.run_id}")
     return True
 

@@ -92,4 +92,5 @@ def recorded_step(row: Row[Any]) -> RecordedStep:
         error=error_from_json(row.error),
         started_at=row.started_at,
         wake_at=row.wake_at,
+        completed_at=row.completed_at,
     )

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zart_sqla.records import ClaimedTask, ErrorRecord, FailedAttempt, RecordedStep, RunHistory
+from zart_sqla.records import Child, ClaimedTask, ErrorRecord, FailedAttempt, RecordedStep, RunHistory
 from zart_sqla.statements import steps, tasks
 from zart_sqla.statements.arrays import parameters_of
+from zart_sqla.store import children
 from zart_sqla.store.rows import error_to_json, recorded_step
 
 if TYPE_CHECKING:
@@ -53,11 +54,14 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
         **({} if queues is None else {"queues": list(queues)}),
     }
     rows = connection.execute(tasks.claim(names, all_queues=queues is None), parameters).all()
-    claimed = [_claimed(row) for row in rows if row.task_id is not None]
+    parents = {row.run_id for row in rows if row.step is not None}
+    payloads = children.payloads(connection, names, parents) if parents else {}
+    claimed = [_claimed(row, payloads) for row in rows if row.task_id is not None]
     return claimed, rows[0].seconds
 
 
-def _claimed(row: Row[Any]) -> ClaimedTask:
+def _claimed(row: Row[Any], payloads: dict[UUID, str]) -> ClaimedTask:
+    child = None if row.step is None else Child(name=row.step, position=row.position, call=row.call)
     return ClaimedTask(
         task_id=row.task_id,
         run_id=row.run_id,
@@ -65,11 +69,14 @@ def _claimed(row: Row[Any]) -> ClaimedTask:
         task_name=row.task_name,
         attempt=row.attempt,
         retries=row.retries,
-        payload=row.payload,
+        payload=row.payload if child is None else payloads[row.run_id],
         started_at=row.started_at,
         claimed_at=row.claimed_at,
         crashes=row.crashes,
         signals=row.signals,
+        parent_run_id=row.parent_run_id,
+        child=child,
+        is_recorded=row.is_recorded,
     )
 
 
@@ -89,12 +96,19 @@ def journal(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) 
     """Return what earlier turns of the runs recorded."""
     recorded: dict[UUID, list[RecordedStep]] = {run_id: [] for run_id in run_ids}
     attempts: dict[UUID, dict[str, int]] = {run_id: {} for run_id in recorded}
+    still_open: dict[UUID, list[str]] = {run_id: [] for run_id in recorded}
     for row in connection.execute(steps.journal(names), {"run_ids": list(recorded)}):
-        if row.kind == "attempts":
-            attempts[row.run_id][row.name] = row.attempts
-        else:
-            recorded[row.run_id].append(recorded_step(row))
-    return {run_id: RunHistory(steps=found, attempts=attempts[run_id]) for run_id, found in recorded.items()}
+        match row.kind:
+            case "attempts":
+                attempts[row.run_id][row.name] = row.attempts
+            case "open":
+                still_open[row.run_id].append(row.name)
+            case _:
+                recorded[row.run_id].append(recorded_step(row))
+    return {
+        run_id: RunHistory(steps=found, attempts=attempts[run_id], children=still_open[run_id])
+        for run_id, found in recorded.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,7 @@ class TaskToPutDown:
         is_waiting: whether its execution waits until then.
         retries: how often the body has been retried.
         awaits: the events that make it due before; then without `due_at` nothing else does.
+        awaits_open: how few open children make it due before; the same.
     """
 
     task: ClaimedTask
@@ -130,6 +145,7 @@ class TaskToPutDown:
     is_waiting: bool
     retries: int
     awaits: frozenset[str] = frozenset()
+    awaits_open: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +246,7 @@ def record_attempts(
     return {(run_id, name) for run_id, name in inserted}
 
 
-_PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries", "awaits", "signals")
+_PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries", "awaits", "awaits_open", "signals")
 
 
 def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]) -> set[UUID]:
@@ -247,6 +263,7 @@ def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: 
             item.is_waiting,
             item.retries,
             json.dumps(sorted(item.awaits)) if item.awaits else None,
+            item.awaits_open,
             item.task.signals,
         )
         for item in freed

@@ -47,13 +47,15 @@ class Orphan:
         task_id: the task.
         execution_id: the execution that it works for.
         crashes: how many workers in a row died with it.
-        is_failed: whether its run was failed for that.
+        is_failed: whether its run, or the step, was failed for that.
+        step: the step that it is, if it is a child.
     """
 
     task_id: UUID
     execution_id: str
     crashes: int
     is_failed: bool
+    step: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ def take_over(connection: Connection, names: TableNames, dead: Sequence[UUID], *
         "channel": names.done_channel,
     }
     rows = connection.execute(workers.take_over(names), parameters)
-    return [Orphan(row.task_id, row.execution_id, row.crashes, row.is_failed) for row in rows]
+    return [Orphan(row.task_id, row.execution_id, row.crashes, row.is_failed, row.step) for row in rows]
 
 
 def has_orphans(connection: Connection, names: TableNames) -> bool:

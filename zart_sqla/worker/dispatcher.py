@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, assert_never
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.records import ErrorRecord
 from zart_sqla.runtime._signals import TurnSignal
-from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
+from zart_sqla.runtime.child_turn import ChildTurn
+from zart_sqla.runtime.outcomes import Cancelled, Completed, Done, Failed, LeaseLost, Suspended
 from zart_sqla.runtime.turn import StopReason, Turn
 from zart_sqla.store.tasks import RunToFinish, TaskToPutDown
 from zart_sqla.worker.writer import Write
@@ -90,7 +91,8 @@ class Dispatcher:
         """Start the turn of a claimed task."""
         handler = self._registry.get(task.task_name)
         assert handler is not None  # noqa: S101 - only tasks with handlers are claimed
-        turn = Turn(task, handler, history, self._make_recorder(task))
+        kind = Turn if task.child is None else ChildTurn
+        turn = kind(task, handler, history, self._make_recorder(task))
         self._turns[task.task_id] = turn
         self.held[task.task_id] = task.attempt
         if task.is_suspect:
@@ -185,7 +187,10 @@ class Dispatcher:
             return False
         if isinstance(outcome, Suspended):
             self.handed_back |= outcome == Suspended()
-            self._on_suspended(None if outcome.awaits else outcome.due_at)  # an event may have come meanwhile
+            if outcome.awaits:  # an event may have come meanwhile
+                self._on_suspended(None)
+            elif outcome.awaits_open is None or outcome.due_at is not None:
+                self._on_suspended(outcome.due_at)
         return not isinstance(outcome, LeaseLost)
 
 
@@ -198,9 +203,11 @@ def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
             return Write(task=task, finish=RunToFinish(task, None, error))
         case Suspended():
             retries = task.retries if outcome.failed is None else outcome.failed.attempt
-            put_down = TaskToPutDown(task, outcome.due_at, outcome.is_waiting, retries, outcome.awaits)
+            put_down = TaskToPutDown(
+                task, outcome.due_at, outcome.is_waiting, retries, outcome.awaits, outcome.awaits_open
+            )
             return Write(task=task, step=outcome.step, failed=outcome.failed, put_down=put_down)
-        case Cancelled() | LeaseLost():
+        case Done() | Cancelled() | LeaseLost():
             return None
         case _:
             assert_never(outcome)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from zart_sqla.client.engines import answering, apart
-from zart_sqla.store import executions, workers
+from zart_sqla.store import children, executions, workers
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Liveness:
         self._has_left_work = False
         self._is_stopping = False
         self._last_beat = time.monotonic()
-        self._sweep_at = self._last_beat + _SWEEP_SECONDS
+        self._sweep_at = self._last_beat
 
     async def start(self) -> None:
         """Register the worker; return when it is, and listens.
@@ -282,8 +282,16 @@ class Liveness:
         await connection.commit()  # nothing, but SQLAlchemy has begun something for the heartbeat
         async with _transaction(connection):
             freed = await connection.run_sync(self._bury)
-        if freed:
+        woken = await connection.run_sync(self._wake_all)
+        if freed or woken:
             self._call(self._news.on_work)
+
+    def _wake_all(self, connection: Connection) -> int:
+        """Wake the runs that a dead worker has put down or should have woken, after what they waited for was there."""
+        woken = sum(children.wake_all(connection, self._names).values())
+        if woken:
+            executions.notify_work(connection, self._names)
+        return woken
 
     def _bury(self, connection: Connection) -> int:
         grace_seconds = self._config.heartbeat_seconds * GRACE_FACTOR
@@ -297,7 +305,8 @@ class Liveness:
         for orphan in orphans:
             if orphan.is_failed:
                 logger.error(
-                    "execution %r is failed: %d workers in a row died with it",
+                    "%s of execution %r is failed: %d workers in a row died with it",
+                    "the run" if orphan.step is None else f"step {orphan.step!r}",
                     orphan.execution_id,
                     orphan.crashes,
                 )

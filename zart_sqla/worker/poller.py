@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from zart_sqla.client.engines import connected
 from zart_sqla.records import RunHistory
-from zart_sqla.store import diagnosis, tasks
+from zart_sqla.store import children, diagnosis, tasks
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ logger: Final = logging.getLogger("zart_sqla.poller")
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
+_MOMENT_SECONDS: Final = 0.005
 _LOOK_SECONDS: Final = 60.0  # between looks for tasks that are of no use to this worker
 
 
@@ -95,9 +96,10 @@ class Poller:
     async def run(self) -> None:
         """Claim until stopped."""
         pause = _FIRST_PAUSE_SECONDS
+        has_backlog = False
         while not self._is_stopping:
             await self._may_claim.wait()
-            limit = min(await self._dispatcher.slot(), self._config.max_tasks_per_poll)
+            limit = await self._room(has_backlog=has_backlog)
             self._news.clear()
             if self._is_stopping:
                 return
@@ -111,8 +113,22 @@ class Poller:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 continue
-            if claimed < limit:
+            has_backlog = claimed == limit
+            if not has_backlog:
                 await self._wait()
+
+    async def _room(self, *, has_backlog: bool) -> int:
+        """Return how many tasks can be claimed, when that is at least one.
+
+        To claim one task costs nearly as much as to claim hundreds. So while there are more than there is room for, it
+        lets some turns end first, for a moment.
+        """
+        most = self._config.max_tasks_per_poll
+        room = await self._dispatcher.slot()
+        if has_backlog and room < most // 2:
+            await asyncio.sleep(_MOMENT_SECONDS)
+            room = self._dispatcher.free_slots
+        return min(room, most)
 
     async def _claim(self, limit: int) -> int:
         """Claim and start turns.
@@ -133,9 +149,9 @@ class Poller:
         if seconds is not None:
             self._wake_in(seconds)
         for task in claimed:
-            if task.attempt == 1:
+            if not task.has_history:
                 self._dispatcher.dispatch(task, RunHistory())
-        resumed = [task for task in claimed if task.attempt > 1]
+        resumed = [task for task in claimed if task.has_history]
         if resumed:
             await self._go_on_with(resumed)
         return len(claimed)
@@ -143,9 +159,9 @@ class Poller:
     async def _go_on_with(self, resumed: Sequence[ClaimedTask]) -> None:
         """Start the turns of tasks that had turns before, with what those recorded: it can take a while to read."""
         async with connected(self._engine, self._config.lease_seconds) as connection:
-            histories = await connection.run_sync(self._histories, [task.run_id for task in resumed])
+            histories = await connection.run_sync(self._histories, resumed)
         for task in resumed:
-            self._dispatcher.dispatch(task, histories.get(task.run_id, RunHistory()))
+            self._dispatcher.dispatch(task, histories.get(task.task_id, RunHistory()))
 
     def _release_unknown(self, connection: Connection) -> None:
         """Free what an earlier claim took without its answer ever arriving here."""
@@ -166,8 +182,12 @@ class Poller:
             takes_suspect=not self._dispatcher.has_suspect,
         )
 
-    def _histories(self, connection: Connection, run_ids: Sequence[UUID]) -> dict[UUID, RunHistory]:
-        return tasks.journal(connection, self._names, run_ids)
+    def _histories(self, connection: Connection, resumed: Sequence[ClaimedTask]) -> dict[UUID, RunHistory]:
+        """Return what there is of the runs, and of the children, by the ids of their tasks."""
+        run_ids = [task.run_id for task in resumed if task.child is None]
+        histories = tasks.journal(connection, self._names, run_ids) if run_ids else {}
+        of_children = [task for task in resumed if task.child is not None]
+        return histories | (children.histories(connection, self._names, of_children) if of_children else {})
 
     def _tell_unserved(self, connection: Connection) -> None:
         """Say which tasks wait for a worker with another registry, as they do while a new release is rolled out."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
 from zart_sqla.store.events import EventToTake
-from zart_sqla.worker.writer import Write
+from zart_sqla.worker.writer import MAX_BATCH, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
+    from zart_sqla.records import Child, ClaimedTask, FailedAttempt, RecordedStep
     from zart_sqla.runtime.ports import StepTransaction
     from zart_sqla.worker.clock import DatabaseClock
     from zart_sqla.worker.threads import Threads
@@ -46,9 +47,15 @@ class TaskRecorder:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def record(self, step: RecordedStep) -> RecordedStep:
-        recorded = await self._writer.write(Write(task=self._task, step=step))
+    async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
+        give_up = ChildrenToGiveUp(self._task, gives_up) if gives_up else None
+        recorded = await self._writer.write(Write(task=self._task, step=step, give_up=give_up))
         return recorded or step
+
+    async def add_children(self, children: Sequence[Child]) -> None:
+        for first in range(0, len(children), MAX_BATCH):
+            some = children[first : first + MAX_BATCH]
+            await self._writer.write(Write(task=self._task, add=ChildrenToAdd(self._task, some)))
 
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
         taken = await self._writer.write(Write(task=self._task, take=EventToTake(self._task, wait, name)))

@@ -15,11 +15,14 @@ from zart_sqla.client.engines import answering
 from zart_sqla.errors import InvalidDataError, NotInWorkflowError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost, Suspended
-from zart_sqla.store import tasks
+from zart_sqla.store import children, tasks
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault, is_transient
 from zart_sqla.store.tasks import StepToRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from uuid import UUID
+
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
     from sqlalchemy.orm import Session, SessionTransaction
@@ -43,9 +46,10 @@ class Transactions:
         clock: the database's time.
         config: how long it waits for an answer when a step commits.
         sessionmaker: what makes the sessions. Default: plain sessions that do not expire on commit.
+        on_done: told of runs when a child of theirs has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
         self,
         engine: AsyncEngine,
         names: TableNames,
@@ -53,12 +57,14 @@ class Transactions:
         clock: DatabaseClock,
         config: WorkerConfig,
         sessionmaker: async_sessionmaker[AsyncSession] | None,
+        on_done: Callable[[Iterable[UUID]], None],
     ) -> None:
         self.engine = engine
         self.names = names
         self.identity = identity
         self.clock = clock
         self.answer_seconds: float = config.answer_seconds
+        self.on_done = on_done
         self._sessionmaker = sessionmaker
 
     async def begin(self, task: ClaimedTask) -> OpenTransaction:
@@ -137,6 +143,8 @@ class OpenTransaction:
             await self.rollback()
             raise TurnSignal(LeaseLost())
         await self._close()
+        if self._task.child is not None:
+            self._opener.on_done([self._task.run_id])
         return step
 
     async def _write(self, step: RecordedStep) -> bool:
@@ -152,9 +160,11 @@ class OpenTransaction:
         return is_written
 
     def _record(self, connection: Connection, step: RecordedStep) -> bool:
-        opener = self._opener
-        new = [StepToRecord(self._task, step)]
-        return bool(tasks.record_steps(connection, opener.names, opener.identity.worker_id, new))
+        names, me = self._opener.names, self._opener.identity.worker_id
+        is_recorded = bool(tasks.record_steps(connection, names, me, [StepToRecord(self._task, step)]))
+        if self._task.child is None:
+            return is_recorded
+        return is_recorded and bool(children.remove(connection, names, me, [self._task]))
 
     async def rollback(self) -> None:
         """Undo what the step wrote."""

@@ -21,6 +21,7 @@ from zart_sqla.worker.poller import Poller
 from zart_sqla.worker.recorder import TaskRecorder
 from zart_sqla.worker.threads import Threads
 from zart_sqla.worker.transactions import Transactions
+from zart_sqla.worker.waker import Waker
 from zart_sqla.worker.writer import Writer
 
 if TYPE_CHECKING:
@@ -158,8 +159,9 @@ class _Machinery:
         self._config = config
         self._identity = identity
         self._threads = Threads(config.max_concurrent_tasks)
-        self._writer = Writer(engine, names, identity, config)
-        transactions = Transactions(engine, names, identity, clock, config, sessionmaker)
+        self._waker = Waker(engine, names, config, on_woken=self._expect_now)
+        self._writer = Writer(engine, names, identity, config, on_done=self._waker.wake)
+        transactions = Transactions(engine, names, identity, clock, config, sessionmaker, on_done=self._waker.wake)
 
         def make_recorder(task: ClaimedTask) -> TaskRecorder:
             return TaskRecorder(task, self._writer, clock, self._threads, transactions)
@@ -198,7 +200,7 @@ class _Machinery:
         self._open.callback(self._scheduler.wake_ups.remove_listener, self._poller.wake)
         self._loops = [
             asyncio.create_task(part.run(), name=f"zart_sqla: {name}")
-            for name, part in (("poller", self._poller), ("writer", self._writer))
+            for name, part in (("poller", self._poller), ("writer", self._writer), ("waker", self._waker))
         ]
 
     def hurry(self) -> None:
@@ -214,7 +216,7 @@ class _Machinery:
         logger.info("worker %s has stopped", self._identity.worker_id)
 
     async def _wind_down(self) -> None:
-        poller, writer = self._loops
+        poller, writer, waker = self._loops
         self._poller.stop()
         await self._let_finish(poller)
         self._writer.hurry()
@@ -226,8 +228,10 @@ class _Machinery:
         with contextlib.suppress(TimeoutError):  # the database is away: what is not written will run again
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._writer.flush()
-        writer.cancel()
-        await asyncio.gather(writer, return_exceptions=True)
+                await self._waker.flush()
+        for part in (writer, waker):
+            part.cancel()
+        await asyncio.gather(writer, waker, return_exceptions=True)
 
     async def _let_finish(self, poller: asyncio.Task[None]) -> None:
         """Wait until nothing is claimed any more and nothing runs, the time is over, or somebody is in a hurry."""
@@ -243,6 +247,9 @@ class _Machinery:
 
     def _expect(self, due_at: datetime | None) -> None:
         self._poller.expect(due_at)
+
+    def _expect_now(self) -> None:
+        self._poller.wake()
 
     def _doubt(self) -> None:
         self._poller.doubt()

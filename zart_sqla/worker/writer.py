@@ -12,19 +12,20 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zart_sqla.client.engines import connected
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
-from zart_sqla.store import events, tasks
+from zart_sqla.store import children, events, executions, tasks
 from zart_sqla.store.events import EventToTake
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
     from sqlalchemy import Connection
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
+    from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
 
@@ -56,9 +58,11 @@ class Write:
 
     Attributes:
         task: the task.
-        step: a checkpoint.
+        step: a checkpoint; if the task is a child, it ends with it.
         take: a wait for an event, to be given one that is there.
         failed: a failed attempt.
+        add: children of its run.
+        give_up: children that its run has no more need of.
         put_down: that the task is freed.
         finish: that its run ends.
     """
@@ -67,6 +71,8 @@ class Write:
     step: RecordedStep | None = None
     take: EventToTake | None = None
     failed: FailedAttempt | None = None
+    add: ChildrenToAdd | None = None
+    give_up: ChildrenToGiveUp | None = None
     put_down: TaskToPutDown | None = None
     finish: RunToFinish | None = None
 
@@ -74,7 +80,25 @@ class Write:
     def size(self) -> int:
         """About how many characters it brings."""
         result = self.step.result if self.step else self.finish.result if self.finish else None
-        return 200 + len(result or "")
+        return 200 + len(result or "") + (self.add.size if self.add else 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its task is a child that ends."""
+        return self.step is not None and self.task.child is not None
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether it is written only while nobody else has locked the task."""
+        return self.is_done or any(part is not None for part in (self.give_up, self.put_down, self.finish))
+
+    @property
+    def waits_for(self) -> UUID | None:
+        """The run that may wait for what this writes, or that it puts down to wait."""
+        if self.is_done or self.finish is not None:
+            return self.task.parent_run_id
+        is_to_wait = self.put_down is not None and self.put_down.awaits_open is not None
+        return self.task.run_id if is_to_wait else None
 
 
 @dataclass(slots=True, eq=False)
@@ -88,39 +112,46 @@ class _Pending:
 class _Batch:
     """A batch of writes, by what they write."""
 
-    steps: list[StepToRecord] = field(default_factory=list[StepToRecord])
-    take: list[EventToTake] = field(default_factory=list[EventToTake])
-    failed: list[AttemptToRecord] = field(default_factory=list[AttemptToRecord])
-    put_down: list[TaskToPutDown] = field(default_factory=list[TaskToPutDown])
-    finish: list[RunToFinish] = field(default_factory=list[RunToFinish])
-    size: int = 0
+    steps: list[StepToRecord]
+    take: list[EventToTake]
+    failed: list[AttemptToRecord]
+    add: list[ChildrenToAdd]
+    give_up: list[ChildrenToGiveUp]
+    done: list[ClaimedTask]
+    put_down: list[TaskToPutDown]
+    finish: list[RunToFinish]
+    bound: list[ClaimedTask]
+    size: int
 
     @classmethod
     def of(cls, writes: Sequence[Write]) -> _Batch:
-        batch = cls()
-        for write in writes:
-            batch.size += write.size
-            if write.step is not None:
-                batch.steps.append(StepToRecord(write.task, write.step))
-            if write.take is not None:
-                batch.take.append(write.take)
-            if write.failed is not None:
-                batch.failed.append(AttemptToRecord(write.task, write.failed))
-            if write.put_down is not None:
-                batch.put_down.append(write.put_down)
-            if write.finish is not None:
-                batch.finish.append(write.finish)
-        return batch
-
-    @property
-    def settled(self) -> list[ClaimedTask]:
-        """The tasks that it frees or finishes."""
-        return [*(item.task for item in self.put_down), *(item.task for item in self.finish)]
+        return cls(
+            steps=[StepToRecord(write.task, write.step) for write in _in_order(writes) if write.step is not None],
+            take=[write.take for write in writes if write.take is not None],
+            failed=[AttemptToRecord(write.task, write.failed) for write in writes if write.failed is not None],
+            add=[write.add for write in writes if write.add is not None],
+            give_up=[write.give_up for write in writes if write.give_up is not None],
+            done=[write.task for write in writes if write.is_done],
+            put_down=[write.put_down for write in writes if write.put_down is not None],
+            finish=[write.finish for write in writes if write.finish is not None],
+            bound=[write.task for write in writes if write.needs_task],
+            size=sum(write.size for write in writes),
+        )
 
     @property
     def is_one_statement(self) -> bool:
         """Whether it needs no transaction around it."""
-        return sum(map(bool, (self.steps, self.take, self.failed, self.put_down, self.finish))) == 1
+        parts = (self.steps, self.take, self.failed, self.add, self.give_up, self.done, self.put_down, self.finish)
+        return sum(map(bool, parts)) == 1 and not self.add
+
+
+def _in_order(writes: Sequence[Write]) -> Iterable[Write]:
+    """Return the writes so that children come in one order, always: a run that gives some up inserts the same steps."""
+    of_children = [write for write in writes if write.task.child is not None]
+    if not of_children:
+        return writes
+    of_runs = (write for write in writes if write.task.child is None)
+    return chain(of_runs, sorted(of_children, key=lambda write: write.task.task_id.int))
 
 
 @dataclass(slots=True)
@@ -130,12 +161,14 @@ class _Written:
     Attributes:
         steps: the checkpoints that are recorded now, new or from before; and waits for which there was no event.
         failed: the failed attempts that are recorded now.
-        tasks: the tasks that were freed or finished.
+        held: tasks to which children were added, if they are the worker's.
+        tasks: the tasks that were freed, finished or done, or whose children were given up.
         locked: those that were not, because somebody else has locked them.
     """
 
     steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
     failed: set[tuple[UUID, str]] = field(default_factory=set[Any])
+    held: set[UUID] = field(default_factory=set[Any])
     tasks: set[UUID] = field(default_factory=set[Any])
     locked: set[UUID] = field(default_factory=set[Any])
 
@@ -148,13 +181,22 @@ class Writer:
         names: the tables.
         identity: the worker.
         config: how long it waits for an answer, and goes on trying where the database is in the way.
+        on_done: told of runs that may have waited for what has been committed.
     """
 
-    def __init__(self, engine: AsyncEngine, names: TableNames, identity: Identity, config: WorkerConfig) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        names: TableNames,
+        identity: Identity,
+        config: WorkerConfig,
+        on_done: Callable[[Iterable[UUID]], None],
+    ) -> None:
         self._engine = engine
         self._names = names
         self._identity = identity
         self._config = config
+        self._on_done = on_done
         self._queue: deque[_Pending] = deque()
         self._postponed: set[_Pending] = set()
         self._is_hurried = False
@@ -235,6 +277,7 @@ class Writer:
                 self._postpone(pending)
             else:
                 _resolve(pending, written)
+        self._on_done(filter(None, (pending.write.waits_for for pending in batch)))
 
     def _postpone(self, pending: _Pending) -> None:
         """Write it a little later: somebody has locked its task, and the others must not wait for that.
@@ -293,11 +336,19 @@ class Writer:
             written.steps |= self._take_events(connection, batch.take)
         if batch.failed:
             written.failed = tasks.record_attempts(connection, names, me, batch.failed)
+        if batch.add:
+            children.add(connection, names, me, batch.add)
+            written.held = tasks.held(connection, names, me, [item.task for item in batch.add])
+            executions.notify_work(connection, names)
+        if batch.give_up:
+            written.tasks |= children.give_up(connection, names, me, batch.give_up)
+        if batch.done:
+            written.tasks |= children.remove(connection, names, me, batch.done)
         if batch.put_down:
             written.tasks |= tasks.put_down(connection, names, me, batch.put_down)
         if batch.finish:
             written.tasks |= tasks.finish(connection, names, me, batch.finish)
-        left = [task for task in batch.settled if task.task_id not in written.tasks]
+        left = [task for task in batch.bound if task.task_id not in written.tasks]
         if left:
             written.locked = tasks.held(connection, names, me, left)
         return written
@@ -343,7 +394,8 @@ def _resolve(pending: _Pending, written: _Written) -> None:
     is_written = (
         (named is None or step is not None)
         and (write.failed is None or (write.task.run_id, write.failed.step) in written.failed)
-        and ((write.put_down is None and write.finish is None) or write.task.task_id in written.tasks)
+        and (write.add is None or write.task.task_id in written.held)
+        and (not write.needs_task or write.task.task_id in written.tasks)
     )
     if is_written:
         pending.done.set_result(step)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,8 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from zart_sqla import Durable
 from zart_sqla.errors import InvalidDataError
-from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep, RunHistory
+from zart_sqla.records import (
+    GIVEN_UP,
+    Child,
+    ClaimedTask,
+    ErrorRecord,
+    FailedAttempt,
+    RecordedStep,
+    RunHistory,
+    StepKind,
+)
 from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.child_turn import ChildTurn
 from zart_sqla.runtime.handlers import Handler
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
 from zart_sqla.runtime.ports import StepTransaction
@@ -67,6 +77,7 @@ class MemoryRecorder:
         writes_left: after how many more writes the task is not the worker's any more; None: it stays so.
         refused: names of steps whose checkpoints PostgreSQL refuses.
         events: the names and values, as JSON text, of the events that were offered and not taken.
+        children: the children that are not done, by their names.
     """
 
     def __init__(self) -> None:
@@ -77,6 +88,7 @@ class MemoryRecorder:
         self.writes_left: int | None = None
         self.refused: set[str] = set()
         self.events: list[tuple[str, str]] = []
+        self.children: dict[str, Child] = {}
 
     @property
     def short_wait(self) -> timedelta:
@@ -87,20 +99,36 @@ class MemoryRecorder:
         """Return what the clock shows."""
         return self.time
 
-    async def record(self, step: RecordedStep) -> RecordedStep:
+    async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
         """Keep a checkpoint, unless there is one of that name."""
         self._write()
         await asyncio.sleep(0)  # others go on meanwhile
         if step.name in self.refused:
             raise InvalidDataError(f"the checkpoint of step {step.name!r}", ["refused"])
+        for name in gives_up:
+            if name in self.children:
+                self.keep(_given_up(self.children[name]))
         return self.keep(step)
 
     def keep(self, step: RecordedStep) -> RecordedStep:
-        """Keep a checkpoint, unless there is one that is done."""
+        """Keep a checkpoint, unless there is one that is done. That of a child ends it."""
         known = self.steps.get(step.name)
         if known is None or (known.is_open and not step.is_open):
-            self.steps[step.name] = step
-        return self.steps[step.name]
+            done_at = START + timedelta(seconds=len(self.steps))  # one after the other, whatever the clock shows
+            self.steps[step.name] = replace(step, completed_at=None if step.is_open else done_at)
+            known = step
+        self.children.pop(step.name, None)
+        return known
+
+    async def add_children(self, children: Sequence[Child]) -> None:
+        """Keep those that are neither there nor done."""
+        self._write()
+        await asyncio.sleep(0)
+        for child in children:
+            if child.name in self.refused:
+                raise InvalidDataError(f"the step {child.name!r}", ["refused"])
+            if child.name not in self.steps:
+                self.children.setdefault(child.name, child)
 
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
         """Give the wait the first event of this name, if there is one."""
@@ -135,6 +163,11 @@ class MemoryRecorder:
         if self.writes_left == 0:
             raise TurnSignal(LeaseLost())
         self.writes_left -= 1
+
+
+def _given_up(child: Child) -> RecordedStep:
+    error = ErrorRecord(error_type="CancelledError", message="others were enough", step=child.name, category=GIVEN_UP)
+    return RecordedStep(name=child.name, kind=StepKind.CHILD, position=child.position, error=error)
 
 
 class MemoryRun:
@@ -172,7 +205,12 @@ class MemoryRun:
         done = self.recorder.steps
         failed = [one for one in self.recorder.attempts if one.step and one.step not in done]
         attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
-        return RunHistory(steps=list(done.values()), attempts=attempts)
+        return RunHistory(steps=list(done.values()), attempts=attempts, children=list(self.recorder.children))
+
+    @property
+    def children(self) -> list[str]:
+        """The names of the children that are not done, in the order in which they were scheduled."""
+        return list(self.recorder.children)
 
     def offer(self, name: str, value: object = None) -> None:
         """Offer an event."""
@@ -192,13 +230,31 @@ class MemoryRun:
             self._put_down(outcome)
         return outcome
 
+    async def run_child(self, name: str) -> Outcome:
+        """Make one turn of a child, as another worker would."""
+        child = self.recorder.children[name]
+        history = RunHistory(attempts={name: self.history.attempts[name]} if name in self.history.attempts else {})
+        task = replace(self.task, task_id=uuid4(), parent_run_id=self.task.run_id, child=child, attempt=1)
+        return await asyncio.create_task(ChildTurn(task, self.handler, history, self.recorder).run())
+
+    async def _wait_for_children(self, still_open: int) -> None:
+        for name in self.children:
+            if len(self.children) > still_open:
+                outcome = await self.run_child(name)
+                while isinstance(outcome, Suspended):
+                    self.recorder.time = max(self.recorder.time, outcome.due_at or self.recorder.time)
+                    outcome = await self.run_child(name)
+
     async def finish(self, workflow: Durable[Any, Any] | None = None) -> Outcome:
         """Make turns until the run ends, each of them when it is due."""
         for _ in range(50):
             outcome = await self.turn(workflow)
             if not isinstance(outcome, Suspended):
                 return outcome
-            self.recorder.time = max(self.recorder.time, outcome.due_at or self.recorder.time)
+            if outcome.awaits_open is not None:
+                await self._wait_for_children(outcome.awaits_open)
+            else:
+                self.recorder.time = max(self.recorder.time, outcome.due_at or self.recorder.time)
         message = "the run gets nowhere"
         raise AssertionError(message)
 

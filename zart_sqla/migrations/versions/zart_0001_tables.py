@@ -110,11 +110,18 @@ def create_tasks(op: Operations, names: TableNames) -> None:
         sa.Column("claimed_at", TIMESTAMP, nullable=True),
         sa.Column("signals", sa.Integer, server_default=ZERO, nullable=False),
         sa.Column("awaits", postgresql.JSONB, nullable=True),
+        sa.Column("awaits_open", sa.Integer, nullable=True),
+        sa.Column("parent_run_id", sa.Uuid, nullable=True),
+        sa.Column("step", sa.Text, nullable=True),
+        sa.Column("position", sa.Integer, nullable=True),
+        sa.Column("call", sa.JSON, nullable=True),
         sa.PrimaryKeyConstraint("task_id", name=f"{names.tasks}_pkey"),
         schema=names.schema,
     )
     _create_partial_index(op, names, "tasks", "due_at", name="due", where="worker_id IS NULL")
     _create_partial_index(op, names, "tasks", "worker_id", name="worker", where="worker_id IS NOT NULL")
+    _create_partial_index(op, names, "tasks", "parent_run_id", name="parent", where="parent_run_id IS NOT NULL")
+    _create_partial_index(op, names, "tasks", "task_id", name="group", where="awaits_open IS NOT NULL")
 
 
 def create_steps(op: Operations, names: TableNames) -> None:
@@ -131,7 +138,9 @@ def create_steps(op: Operations, names: TableNames) -> None:
         sa.Column("completed_at", TIMESTAMP, server_default=NOW, nullable=True),
         sa.Column("wake_at", TIMESTAMP, nullable=True),
         sa.PrimaryKeyConstraint("run_id", "name", name=f"{names.steps}_pkey"),
-        _one_of("kind", ("step", "sleep", "capture", "event", "failure"), f"{names.steps}_kind_check"),
+        _one_of(
+            "kind", ("step", "sleep", "capture", "event", "child", "choice", "failure"), f"{names.steps}_kind_check"
+        ),
         schema=names.schema,
     )
 

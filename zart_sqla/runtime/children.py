@@ -1,0 +1,57 @@
+"""The children of a run, as the turn of its body knows them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from zart_sqla.records import Child
+
+
+class Children:
+    """Writes new children, as many at once as the body schedules without a pause, while the body goes on.
+
+    Args:
+        known: the names of those that were there before the turn, and not done.
+        write: writes new ones.
+
+    Attributes:
+        open: the names of those that were not done when the turn began, or are new.
+    """
+
+    def __init__(self, known: Iterable[str], write: Callable[[Sequence[Child]], Awaitable[None]]) -> None:
+        self.open: set[str] = set(known)
+        self._write = write
+        self._new: list[Child] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    def add(self, child: Child) -> None:
+        """Add a child, which will be written soon."""
+        self.open.add(child.name)
+        self._new.append(child)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write_new())
+
+    async def written(self) -> None:
+        """Return when all that were added are written.
+
+        Raises:
+            TurnSignal: the turn ends here.
+            InvalidDataError: PostgreSQL refuses one.
+        """
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+            self._writing.result()
+
+    def close(self) -> None:
+        """Write nothing more."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    async def _write_new(self) -> None:
+        while self._new:
+            new, self._new = self._new, []
+            await self._write(new)
