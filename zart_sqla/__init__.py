@@ -32,6 +32,7 @@ from zart_sqla.models import ZartModels, zart_models
 from zart_sqla.records import ExecutionInfo, ExecutionStatus, Page, StepInfo, StepKind, StepStatus
 from zart_sqla.runtime.answers import Answer, BusinessErr, Ok, ZartErr, outcome, step_or, step_or_else
 from zart_sqla.runtime.context import Context, context
+from zart_sqla.runtime.executions import ChildExecution, continue_as_new, start_child
 from zart_sqla.runtime.failures import BodyError, DeadlineExceeded, Failure, RetriesExhausted, StepFailure
 from zart_sqla.runtime.groups import gather
 from zart_sqla.runtime.handlers import Durable, TaskRegistry, durable
@@ -48,6 +49,7 @@ __all__ = [
     "Answer",
     "BodyError",
     "BusinessErr",
+    "ChildExecution",
     "ConfigError",
     "Context",
     "DeadlineExceeded",
@@ -99,6 +101,7 @@ __all__ = [
     "ZartModels",
     "capture",
     "context",
+    "continue_as_new",
     "durable",
     "gather",
     "now",
@@ -106,6 +109,7 @@ __all__ = [
     "random",
     "schedule",
     "sleep",
+    "start_child",
     "step",
     "step_or",
     "step_or_else",

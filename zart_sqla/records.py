@@ -56,8 +56,14 @@ class StepKind(StrEnum):
     """A step that the body has scheduled: a task of its own."""
     CHOICE = "choice"
     """Which of several children were the first."""
+    EXECUTION = "execution"
+    """The start of an execution of its own."""
+    RESULT = "result"
+    """What an execution that the body has started came to."""
     FAILURE = "failure"
     """The place at which the body failed and its `on_failure` took over."""
+    CANCELLATION = "cancellation"
+    """The place at which the run was cancelled and its `on_cancel` took over."""
 
 
 class StepStatus(StrEnum):
@@ -104,6 +110,7 @@ class ExecutionInfo:
         result: its output, as plain JSON data; None until it completed.
         error: what it failed with (`error_type`, `message`, `step`, `attempts`); None if it did not fail.
         queue: the queue that its tasks are in.
+        parent_id: the execution that started it; None if an app did.
         created_at: when the run was started.
         started_at: when a worker first took it up.
         completed_at: when it ended.
@@ -118,6 +125,7 @@ class ExecutionInfo:
     result: Any
     error: dict[str, Any] | None
     queue: str
+    parent_id: str | None
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -196,6 +204,9 @@ class NewExecution:
         task_name: the task.
         payload: its input as JSON text.
         queue: the queue of its tasks.
+        parent_id: the execution that starts it; None if an app does.
+        parent_run_id: that execution's run.
+        is_bound: whether it is cancelled with the execution that starts it.
     """
 
     execution_id: str
@@ -203,6 +214,24 @@ class NewExecution:
     task_name: str
     payload: str
     queue: str = DEFAULT_QUEUE
+    parent_id: str | None = None
+    parent_run_id: UUID | None = None
+    is_bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an execution's current run stands, and what it ended with, as text.
+
+    Attributes:
+        status: where it stands.
+        result: its output as JSON text, if it completed.
+        error: what it failed with, if it failed.
+    """
+
+    status: ExecutionStatus
+    result: str | None
+    error: ErrorRecord | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,11 +323,13 @@ class RunHistory:
         steps: its checkpoints, in no particular order.
         attempts: for each step that has failed attempts and no checkpoint, how many.
         children: the names of the children that are not done yet.
+        executions: the ids of the executions that it has started and that have not ended.
     """
 
     steps: Sequence[RecordedStep] = ()
     attempts: dict[str, int] = field(default_factory=dict[str, int])
     children: Sequence[str] = ()
+    executions: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +341,7 @@ class ClaimedTask:
         run_id: the run that it belongs to.
         execution_id: the execution that the run belongs to.
         task_name: the name under which its handler is registered.
+        queue: the queue that it is in.
         attempt: the fencing token: the number of this claim of the task, from 1.
         retries: how often the body has been retried.
         payload: the run's input as JSON text.
@@ -320,12 +352,14 @@ class ClaimedTask:
         parent_run_id: the run whose child it is; None if it is nobody's.
         child: the step that it is; None if it runs a run.
         is_recorded: whether it is a step that is recorded already.
+        is_cleanup: whether the run was cancelled, and this is what its handler does then.
     """
 
     task_id: UUID
     run_id: UUID
     execution_id: str
     task_name: str
+    queue: str
     attempt: int
     retries: int
     payload: str
@@ -336,6 +370,7 @@ class ClaimedTask:
     parent_run_id: UUID | None = None
     child: Child | None = None
     is_recorded: bool = False
+    is_cleanup: bool = False
 
     @property
     def has_history(self) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime import answers, groups, scheduled, values, waits
+from zart_sqla.runtime import answers, executions, groups, scheduled, values, waits
 from zart_sqla.runtime.context import body_turn, context
 from zart_sqla.runtime.steps import check_call
 
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
     from zart_sqla.durations import Duration
     from zart_sqla.runtime.answers import Answer, ExactCall
+    from zart_sqla.runtime.executions import ChildExecution, OnParentCancel
+    from zart_sqla.runtime.handlers import Durable
     from zart_sqla.runtime.scheduled import Scheduled
     from zart_sqla.runtime.steps import StepCall
 
 __all__ = [
+    "SyncChildExecution",
     "capture",
     "context",
+    "continue_as_new",
     "gather",
     "now",
     "outcome",
     "random",
     "schedule",
     "sleep",
+    "start_child",
     "step_or",
     "step_or_else",
     "uuid",
@@ -42,6 +47,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -113,6 +120,72 @@ def wait_any(handles: Iterable[Scheduled[T]]) -> tuple[Answer[T], list[Scheduled
 def wait_first_n(handles: Iterable[Scheduled[T]], n: int) -> list[Answer[T]]:
     """Wait until so many of these steps are done, and cancel the others; see `zart_sqla.wait_first_n`."""
     return _await("wait_first_n(...)", scheduled.wait_first_n(handles, n))
+
+
+class SyncChildExecution(Generic[R_co]):
+    """An execution that a `def` workflow has started; see `zart_sqla.ChildExecution`.
+
+    Attributes:
+        execution_id: its id.
+    """
+
+    def __init__(self, child: ChildExecution[R_co]) -> None:
+        self.execution_id: str = child.execution_id
+        self._child = child
+
+    def __repr__(self) -> str:
+        return repr(self._child)
+
+    def result(self) -> R_co:
+        """Return its output when it has completed; see `zart_sqla.ChildExecution.result`."""
+        return _await("result()", self._child.result())
+
+
+@overload
+def start_child(
+    workflow: Durable[None, R],
+    data: None = None,
+    *,
+    execution_id: str | None = None,
+    queue: str | None = None,
+    on_parent_cancel: OnParentCancel = "cancel",
+) -> SyncChildExecution[R]: ...
+@overload
+def start_child(
+    workflow: Durable[D, R],
+    data: D,
+    *,
+    execution_id: str | None = None,
+    queue: str | None = None,
+    on_parent_cancel: OnParentCancel = "cancel",
+) -> SyncChildExecution[R]: ...
+@overload
+def start_child(
+    workflow: str,
+    data: Any = None,
+    *,
+    execution_id: str | None = None,
+    queue: str | None = None,
+    on_parent_cancel: OnParentCancel = "cancel",
+) -> SyncChildExecution[Any]: ...
+def start_child(
+    workflow: Durable[Any, Any] | str,
+    data: Any = None,
+    *,
+    execution_id: str | None = None,
+    queue: str | None = None,
+    on_parent_cancel: OnParentCancel = "cancel",
+) -> SyncChildExecution[Any]:
+    """Start another execution, once, however often this workflow is replayed; see `zart_sqla.start_child`."""
+    started: Coroutine[Any, Any, ChildExecution[Any]] = executions.start_child(
+        cast("Any", workflow), data, execution_id=execution_id, queue=queue, on_parent_cancel=on_parent_cancel
+    )
+    return SyncChildExecution(_await("start_child(...)", started))
+
+
+def continue_as_new(data: object = None) -> NoReturn:
+    """End this run, and begin another one of the same execution; see `zart_sqla.continue_as_new`."""
+    _await("continue_as_new(...)", executions.continue_as_new(data))
 
 
 def outcome(call: StepCall[T]) -> Answer[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from zart_sqla.client.ids import new_id
 from zart_sqla.codec import checked_name, plain_json
 from zart_sqla.errors import (
     ConfigError,
@@ -15,9 +14,10 @@ from zart_sqla.errors import (
     ExecutionNotFound,
     NotInWorkflowError,
 )
-from zart_sqla.records import DEFAULT_QUEUE, ExecutionFilter, ExecutionStatus, NewEvent, NewExecution
+from zart_sqla.ids import new_id
+from zart_sqla.records import ExecutionFilter, ExecutionStatus, NewEvent
 from zart_sqla.runtime.context import active_step
-from zart_sqla.runtime.handlers import Durable
+from zart_sqla.runtime.executions import prepare
 from zart_sqla.store import events, executions
 
 if TYPE_CHECKING:
@@ -28,50 +28,13 @@ if TYPE_CHECKING:
 
     from zart_sqla.client.connections import AnyConnection
     from zart_sqla.codec import Codec
-    from zart_sqla.records import ExecutionInfo, StepInfo
-    from zart_sqla.store.executions import Ending
+    from zart_sqla.records import Ending, ExecutionInfo, NewExecution, StepInfo
+    from zart_sqla.runtime.handlers import Durable
     from zart_sqla.table_names import TableNames
 
 OnConflict = Literal["raise", "return"]
 _ROWS_A_STATEMENT: Final = 5000
 MAX_PAGE: Final = 1000
-
-
-def prepare(
-    workflow: Durable[Any, Any] | str, data: object, *, execution_id: str | None, queue: str = DEFAULT_QUEUE
-) -> NewExecution:
-    """Return the execution to be started, its input checked and encoded.
-
-    Raises:
-        ConfigError: it is neither a `@durable` function nor the name of a task.
-        InvalidDataError: the data does not fit the workflow's input, or cannot be stored.
-        InvalidNameError: the id, the task name or the queue cannot be stored.
-    """
-    name, codec = _described(workflow)
-    payload, _ = codec.pack(data, subject=f"the input of {name!r}")
-    run_id = new_id()
-    return NewExecution(
-        execution_id=str(new_id()) if execution_id is None else checked_name("execution id", execution_id),
-        run_id=run_id,
-        task_name=name,
-        payload=payload,
-        queue=checked_name("queue", queue),
-    )
-
-
-def _described(workflow: Durable[Any, Any] | str) -> tuple[str, Codec[Any]]:
-    match workflow:
-        case Durable():
-            return workflow.name, workflow.handler.data_codec
-        case str():
-            return checked_name("task name", workflow), plain_json
-        case _:
-            raise ConfigError("workflow", expected="a @durable function or the name of a task", actual=workflow)
-
-
-def result_codec(workflow: Durable[Any, Any] | str | None) -> Codec[Any]:
-    """Return the codec of the workflow's output: plain JSON where only its name is known."""
-    return workflow.handler.result_codec if isinstance(workflow, Durable) else plain_json
 
 
 def checked_on_conflict(on_conflict: str) -> None:
@@ -153,11 +116,13 @@ def cancel(connection: Connection, names: TableNames, execution_id: str) -> None
         ExecutionNotFound: there is none.
         ExecutionFinished: it has completed or failed. To cancel one that is cancelled changes nothing.
     """
-    if executions.cancel(connection, names, execution_id):
-        return
-    status = info(connection, names, execution_id).status
-    if status is not ExecutionStatus.CANCELLED:
-        raise ExecutionFinished(execution_id, status)
+    while not executions.cancel(connection, names, execution_id):
+        status = info(connection, names, execution_id).status
+        if status is ExecutionStatus.CANCELLED:
+            return
+        if status.is_terminal:
+            raise ExecutionFinished(execution_id, status)
+        # Another run of it has begun in between.
 
 
 def prepare_event(execution_id: str, name: str, value: object, event_id: str | None) -> NewEvent:
@@ -186,11 +151,11 @@ def offer_event(connection: Connection, names: TableNames, event: NewEvent) -> b
         ExecutionNotFound: there is none.
         ExecutionFinished: it has ended.
     """
-    offer = events.offer(connection, names, event)
-    if offer is None and not info(connection, names, event.execution_id).status.is_terminal:
-        offer = events.offer(connection, names, event)  # it was resumed in between
-    if offer is None:
-        raise ExecutionFinished(event.execution_id, info(connection, names, event.execution_id).status)
+    while (offer := events.offer(connection, names, event)) is None:
+        status = info(connection, names, event.execution_id).status
+        if status.is_terminal:
+            raise ExecutionFinished(event.execution_id, status)
+        # Another run of it has begun in between.
     return offer.is_new
 
 

@@ -17,6 +17,7 @@ from zart_sqla.client.sync import LoopBackend, SyncScheduler
 from zart_sqla.config import PoolConfig
 from zart_sqla.errors import ConfigError
 from zart_sqla.records import DEFAULT_QUEUE, ExecutionStatus
+from zart_sqla.runtime.executions import prepare, result_codec
 from zart_sqla.store import executions as stored
 from zart_sqla.table_names import TableNames
 
@@ -226,9 +227,9 @@ class PostgresScheduler:
             InvalidDataError: the data does not fit the workflow's input, or cannot be stored; nothing is written.
             InvalidNameError: an id or a name cannot be stored; nothing is written.
         """
-        new = executions.prepare(workflow, data, execution_id=execution_id, queue=queue)
+        new = prepare(workflow, data, execution_id=execution_id, queue=queue)
         await self._start([new], session, on_conflict)
-        return ExecutionHandle(self, new.execution_id, executions.result_codec(workflow))
+        return ExecutionHandle(self, new.execution_id, result_codec(workflow))
 
     @overload
     async def start_many(
@@ -278,7 +279,7 @@ class PostgresScheduler:
         """
         new = executions.prepare_many(workflow, items, queue)
         await self._start(new, session, on_conflict)
-        codec = executions.result_codec(workflow)
+        codec = result_codec(workflow)
         return [ExecutionHandle(self, one.execution_id, codec) for one in new]
 
     async def _start(self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict) -> None:
@@ -298,7 +299,7 @@ class PostgresScheduler:
             execution_id: its id.
             workflow: the workflow that it runs, by which its output is typed. Default: plain JSON data.
         """
-        return ExecutionHandle(self, execution_id, executions.result_codec(workflow))
+        return ExecutionHandle(self, execution_id, result_codec(workflow))
 
     async def list_executions(
         self,

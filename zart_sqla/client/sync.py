@@ -26,6 +26,7 @@ from zart_sqla.client.engines import SYNC_DRIVER, url_for
 from zart_sqla.durations import to_timedelta
 from zart_sqla.errors import ConfigError, WaitTimedOut
 from zart_sqla.records import DEFAULT_QUEUE, ExecutionStatus
+from zart_sqla.runtime.executions import prepare, result_codec
 from zart_sqla.store import executions as stored
 from zart_sqla.table_names import TableNames
 
@@ -264,9 +265,9 @@ class SyncScheduler:
         queue: str = DEFAULT_QUEUE,
     ) -> SyncExecutionHandle[Any]:
         """Start an execution; see `PostgresScheduler.start`. The session is a `Session` or a `Connection`."""
-        new = executions.prepare(workflow, data, execution_id=execution_id, queue=queue)
+        new = prepare(workflow, data, execution_id=execution_id, queue=queue)
         self._start([new], session, on_conflict)
-        return SyncExecutionHandle(self, new.execution_id, executions.result_codec(workflow))
+        return SyncExecutionHandle(self, new.execution_id, result_codec(workflow))
 
     @overload
     def start_many(
@@ -300,7 +301,7 @@ class SyncScheduler:
         """Start executions of one workflow, all of them or none; see `PostgresScheduler.start_many`."""
         new = executions.prepare_many(workflow, items, queue)
         self._start(new, session, on_conflict)
-        codec = executions.result_codec(workflow)
+        codec = result_codec(workflow)
         return [SyncExecutionHandle(self, one.execution_id, codec) for one in new]
 
     def _start(self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict) -> None:
@@ -315,7 +316,7 @@ class SyncScheduler:
     def handle(self, execution_id: str, workflow: None = None) -> SyncExecutionHandle[Any]: ...
     def handle(self, execution_id: str, workflow: Durable[Any, Any] | None = None) -> SyncExecutionHandle[Any]:
         """Return the handle of an execution, without looking whether there is one."""
-        return SyncExecutionHandle(self, execution_id, executions.result_codec(workflow))
+        return SyncExecutionHandle(self, execution_id, result_codec(workflow))
 
     def list_executions(
         self,

@@ -24,6 +24,8 @@ class ExecutionColumns:
         task_name: the task that it runs.
         queue: the queue of its tasks.
         run_id: its current run.
+        parent_id: the execution that started it; None if an app did.
+        is_bound: whether it is cancelled with the execution that started it.
         created_at: when it was started.
         status: where its current run stands: an `ExecutionStatus` as text. It can be queried.
         runs: its runs, the first one first, for reading.
@@ -33,6 +35,8 @@ class ExecutionColumns:
     task_name: Mapped[str] = mapped_column(Text)
     queue: Mapped[str] = mapped_column(Text)
     run_id: Mapped[UUID] = mapped_column(Uuid)
+    parent_id: Mapped[str | None] = mapped_column(Text)
+    is_bound: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = _moment(default_now=True)
 
     if TYPE_CHECKING:
@@ -47,7 +51,7 @@ class ExecutionRunColumns:
         run_id: the run.
         execution_id: the execution that it belongs to.
         run_index: its number there, from 0.
-        trigger: what made it: `initial`, or `resume` for a failed run that goes on.
+        trigger: what made it: `initial`; `resume`, that a failed run goes on; `continue`, that its body asked for it.
         payload: its input.
         outcome: how it ended: `completed`, `failed` or `cancelled`; None while it has not.
         result: its output, if it completed.
@@ -97,6 +101,7 @@ class TaskColumns:
         signals: how many events were offered to the run.
         awaits: the names of the events that it was put down to wait for; None if it waits for none.
         awaits_open: how few open children make it due; None if it does not wait for children.
+        has_cleanup: whether its handler has something to do when the run is cancelled.
         parent_run_id: the run whose child it is; None if it is nobody's.
         step: the name of the step that it is, if it is a child that a run has scheduled; None if it runs a run.
         position: the child's place in the order of calls of its run.
@@ -118,6 +123,7 @@ class TaskColumns:
     signals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     awaits: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
     awaits_open: Mapped[int | None] = mapped_column(Integer)
+    has_cleanup: Mapped[bool] = mapped_column(server_default=text("false"))
     parent_run_id: Mapped[UUID | None] = mapped_column(Uuid)
     step: Mapped[str | None] = mapped_column(Text)
     position: Mapped[int | None] = mapped_column(Integer)

@@ -36,8 +36,19 @@ if TYPE_CHECKING:
 
 _CACHE_KEY = "zart_models"
 OUTCOMES: Final = ("completed", "failed", "cancelled")
-TRIGGERS: Final = ("initial", "resume")
-STEP_KINDS: Final = ("step", "sleep", "capture", "event", "child", "choice", "failure")
+TRIGGERS: Final = ("initial", "resume", "continue")
+STEP_KINDS: Final = (
+    "step",
+    "sleep",
+    "capture",
+    "event",
+    "child",
+    "choice",
+    "execution",
+    "result",
+    "failure",
+    "cancellation",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from zart_sqla.runtime.outcomes import LeaseLost, Suspended
+    from zart_sqla.runtime.outcomes import Continued, LeaseLost, Suspended
 
 
 class TurnSignal(BaseException):
@@ -15,7 +15,7 @@ class TurnSignal(BaseException):
         outcome: how the turn ends.
     """
 
-    def __init__(self, outcome: Suspended | LeaseLost) -> None:
+    def __init__(self, outcome: Continued | Suspended | LeaseLost) -> None:
         self.outcome = outcome
         super().__init__(outcome)
 

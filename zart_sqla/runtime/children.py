@@ -16,17 +16,27 @@ class Children:
 
     Args:
         known: the names of those that were there before the turn, and not done.
+        executions: the ids of the executions that the run has started, and that had not ended.
         write: writes new ones.
 
     Attributes:
         open: the names of those that were not done when the turn began, or are new.
+        executions: the same of executions, by their ids.
     """
 
-    def __init__(self, known: Iterable[str], write: Callable[[Sequence[Child]], Awaitable[None]]) -> None:
+    def __init__(
+        self, known: Iterable[str], executions: Iterable[str], write: Callable[[Sequence[Child]], Awaitable[None]]
+    ) -> None:
         self.open: set[str] = set(known)
+        self.executions: set[str] = set(executions)
         self._write = write
         self._new: list[Child] = []
         self._writing: asyncio.Task[None] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many of both were not done when the turn began, or are new."""
+        return len(self.open) + len(self.executions)
 
     def add(self, child: Child) -> None:
         """Add a child, which will be written soon."""

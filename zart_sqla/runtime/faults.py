@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast, get_type_hints
 
 from pydantic_core import to_jsonable_python
@@ -12,6 +13,9 @@ from zart_sqla.codec import codec_for, tagged_json
 from zart_sqla.errors import (
     ConfigError,
     EventTimeout,
+    ExecutionAlreadyExists,
+    ExecutionCancelled,
+    ExecutionFailed,
     ExecutionTimeout,
     InvalidDataError,
     RetryExhausted,
@@ -19,6 +23,7 @@ from zart_sqla.errors import (
     StepError,
     StepFailed,
     StepTimeout,
+    ZartError,
 )
 from zart_sqla.records import GIVEN_UP, ErrorRecord
 
@@ -26,11 +31,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
+    from zart_sqla.records import Ending
+
 MAX_MESSAGE: Final = 65_536
 """How many characters of an error's text are kept."""
 
 BUSINESS: Final = "business"
 """The category of an error that a step declares in `raises`: an answer, not a fault."""
+
+TAKEN_ID: Final = "execution_exists"
+"""The category of the error that an execution could not be started, since its id is taken."""
+
+FAILED: Final = "execution_failed"
+"""The category of the error of an execution that the run has started, and that failed."""
+
+CANCELLED: Final = "execution_cancelled"
+"""The category of the same that was cancelled."""
 
 _STEP_ERRORS: Final[dict[str, type[StepError]]] = {
     "step_failed": StepFailed,
@@ -82,6 +98,33 @@ def step_timeout(step: str, timeout: timedelta, *, attempts: int) -> StepTimeout
 def event_timeout(step: str, timeout: timedelta) -> EventTimeout:
     """Return the error for an event that has not come in time."""
     return EventTimeout(step, error_type="EventTimeout", message=f"none in {timeout.total_seconds():g} s", attempts=1)
+
+
+def taken_id_record(step: str, execution_id: str, status: str) -> ErrorRecord:
+    """Return the error that an execution could not be started, since its id is taken, as data."""
+    error = ExecutionAlreadyExists(execution_id, status)
+    state = json.dumps({"execution_id": execution_id, "status": status})
+    return replace(record_of(error), step=step, category=TAKEN_ID, state=state)
+
+
+def ending_record(step: str, execution_id: str, ending: Ending) -> ErrorRecord:
+    """Return what the run awaits of an execution that has failed or was cancelled, as data."""
+    if ending.error is None:
+        error = record_of(ExecutionCancelled(execution_id))
+        return replace(error, step=step, category=CANCELLED, state=json.dumps({"execution_id": execution_id}))
+    state = json.dumps({"execution_id": execution_id, "step": ending.error.step})
+    error_type, message = ending.error.error_type, ending.error.message
+    return ErrorRecord(error_type=error_type, message=message, step=step, category=FAILED, state=state)
+
+
+def execution_error_from(record: ErrorRecord) -> ZartError:
+    """Return the error that a run gets of an execution that it has started."""
+    state = json.loads(record.state or "{}")
+    if record.category == TAKEN_ID:
+        return ExecutionAlreadyExists(**state)
+    if record.category == CANCELLED:
+        return ExecutionCancelled(**state)
+    return ExecutionFailed(error_type=record.error_type, message=record.message, **state)
 
 
 def business_record(step: str, error: BaseException, *, attempts: int) -> ErrorRecord:

@@ -33,6 +33,7 @@ class Handler(Generic[D, R]):
         retry: when the body is run again after an error that is not a step's.
         timeout: how long an execution may take from its first claim; None: as long as it does.
         on_failure: what is called when the run fails; None: nothing.
+        on_cancel: what is called after the run was cancelled; None: nothing.
         is_async: whether the function is an `async def`.
     """
 
@@ -44,6 +45,7 @@ class Handler(Generic[D, R]):
         retry: Retry | None = None,
         timeout: Duration | None = None,
         on_failure: Callable[[D, Failure], Any] | None = None,
+        on_cancel: Callable[[D], Any] | None = None,
     ) -> None:
         self.name: str = checked_name("task name", name)
         self.function = function
@@ -51,7 +53,10 @@ class Handler(Generic[D, R]):
         self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
         if on_failure is not None and not callable(on_failure):
             raise ConfigError("on_failure", expected="a function of the input and the failure", actual=on_failure)
+        if on_cancel is not None and not callable(on_cancel):
+            raise ConfigError("on_cancel", expected="a function of the input", actual=on_cancel)
         self.on_failure = on_failure
+        self.on_cancel = on_cancel
         self.is_async: bool = inspect.iscoroutinefunction(function)
         self._parameter = _data_parameter(function)
         self._data_codec: Codec[D] | None = None
@@ -165,6 +170,7 @@ def durable(
     retry: Retry | None = None,
     timeout: Duration | None = None,
     on_failure: Callable[[Any, Failure], Any] | None = None,
+    on_cancel: Callable[[Any], Any] | None = None,
 ) -> _DurableDecorator: ...
 def durable(
     function: Callable[..., Any] | str | None = None,
@@ -173,6 +179,7 @@ def durable(
     retry: Retry | None = None,
     timeout: Duration | None = None,
     on_failure: Callable[[Any, Failure], Any] | None = None,
+    on_cancel: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Make a function a workflow: each step that it calls is recorded, and after a crash it goes on where it was.
 
@@ -185,12 +192,14 @@ def durable(
         timeout: how long an execution may take, waits included, from when a worker first takes it up.
         on_failure: called as `(data, failure)` when the run fails; what it returns is the run's output, what it
             raises is the run's error. It can call steps.
+        on_cancel: called as `(data)` about a second after the run was cancelled, if a worker had taken it up. It can
+            call steps; what it returns or raises changes nothing.
 
     Raises:
         ConfigError: an option is out of range, or the function takes more than one argument.
         InvalidNameError: the name cannot be stored.
     """
-    options = {"retry": retry, "timeout": timeout, "on_failure": on_failure}
+    options = {"retry": retry, "timeout": timeout, "on_failure": on_failure, "on_cancel": on_cancel}
     if function is None or isinstance(function, str):
         return _DurableDecorator(function, options)
     return _DurableDecorator(None, options)(function)
@@ -241,6 +250,11 @@ class TaskRegistry:
         """The names of all that is registered, sorted."""
         return sorted(self._handlers)
 
+    @property
+    def cleaners(self) -> list[str]:
+        """The names of those that do something when a run of theirs is cancelled."""
+        return [name for name in self.names if self._handlers[name].on_cancel is not None]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
@@ -271,7 +285,14 @@ def _under_name(name: str, workflow: Durable[Any, Any]) -> Handler[Any, Any]:
     known = workflow.handler
     if name == known.name:
         return known
-    return Handler(name, known.function, retry=known.retry, timeout=known.timeout, on_failure=known.on_failure)
+    return Handler(
+        name,
+        known.function,
+        retry=known.retry,
+        timeout=known.timeout,
+        on_failure=known.on_failure,
+        on_cancel=known.on_cancel,
+    )
 
 
 def _data_parameter(function: Callable[..., Any]) -> str | None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from zart_sqla.codec import checked_name
 from zart_sqla.errors import NonDeterminismError
-from zart_sqla.records import StepKind
+from zart_sqla.records import RecordedStep, StepKind
 
 if TYPE_CHECKING:
-    from zart_sqla.records import RecordedStep, RunHistory
+    from zart_sqla.records import ErrorRecord, RunHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,15 @@ class Journal:
     @property
     def failure(self) -> RecordedStep | None:
         """The record of the body's failure, where its `on_failure` has taken over."""
-        return next((step for step in self._recorded.values() if step.kind is StepKind.FAILURE), None)
+        return self._marker(StepKind.FAILURE)
+
+    @property
+    def cancellation(self) -> RecordedStep | None:
+        """The record of the run's cancellation, where its `on_cancel` has taken over."""
+        return self._marker(StepKind.CANCELLATION)
+
+    def _marker(self, kind: StepKind) -> RecordedStep | None:
+        return next((step for step in self._recorded.values() if step.kind is kind), None)
 
     def enter(self, name: str, kind: StepKind, *, is_ordered: bool = True) -> Place:
         """Return the place of the next call.
@@ -72,16 +80,18 @@ class Journal:
         self._unmet.discard(unique)
         return Place(unique, kind, position, recorded, self._failed_attempts.get(unique, 0))
 
-    def numbers(self) -> str:
-        """Return, as JSON text, what names have been given so far, for `skip_to_failure` in a later turn."""
-        return json.dumps(self._last_number)
+    def mark(self, name: str, kind: StepKind, error: ErrorRecord | None = None) -> RecordedStep:
+        """Return the record that something else takes over here, for `skip_to` in this turn and later ones."""
+        place = self.enter(name, kind)
+        numbers = json.dumps(self._last_number)
+        return RecordedStep(name=place.name, kind=kind, position=place.position, result=numbers, error=error)
 
-    def skip_to_failure(self, failure: RecordedStep) -> None:
-        """Go on behind the place where the body failed, without calling what came before."""
-        position = failure.position or 0
+    def skip_to(self, marker: RecordedStep) -> None:
+        """Go on behind the place that is marked, without calling what came before."""
+        position = marker.position or 0
         before = [name for name, step in self._recorded.items() if (step.position or 0) <= position]
         self._unmet.difference_update(before)
-        self._last_number = json.loads(failure.result or "{}")
+        self._last_number = json.loads(marker.result or "{}")
         self._next_position = position + 1
 
     def skip_to_end(self) -> None:

@@ -33,6 +33,17 @@ class Failed:
     error: ErrorRecord
 
 
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The run ends, and another one of the execution follows.
+
+    Attributes:
+        payload: the input of the next run as JSON text.
+    """
+
+    payload: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspended:
     """The run goes on in another turn.
@@ -60,6 +71,11 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class CleanedUp:
+    """What was to be done after the cancellation is done, or failed; the run stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """The execution was cancelled while the turn ran; there is nothing left to write."""
 
@@ -69,4 +85,4 @@ class LeaseLost:
     """The task is not the worker's any more; what the turn did since is not written."""
 
 
-Outcome = Completed | Failed | Suspended | Done | Cancelled | LeaseLost
+Outcome = Completed | Failed | Continued | Suspended | Done | CleanedUp | Cancelled | LeaseLost

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from zart_sqla.records import Child, FailedAttempt, RecordedStep
+    from zart_sqla.records import Child, Ending, FailedAttempt, NewExecution, RecordedStep
 
 T = TypeVar("T")
 
@@ -72,6 +72,25 @@ class Recorder(Protocol):
         Raises:
             TurnSignal: the task is not the worker's any more; nothing is written.
             InvalidDataError: PostgreSQL refuses one; it is not written.
+        """
+        ...
+
+    async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
+        """Start an execution as the run's child, and write the checkpoint; return, once committed, what is recorded.
+
+        If the execution's id is taken, the checkpoint has that as its error.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing is written.
+            InvalidDataError: PostgreSQL refuses it; nothing is written.
+        """
+        ...
+
+    async def ending_of(self, execution_id: str) -> Ending | None:
+        """Return how an execution stands, None if there is none.
+
+        Raises:
+            TurnSignal: the database is in the way.
         """
         ...
 

@@ -174,7 +174,7 @@ async def _done(turn: Turn, wanted: Sequence[Scheduled[Any]], count: int) -> Non
         with turn.calls.under_way():
             await turn.children.written()
             # How many of the run's may be left open when these are done: their names need not be known.
-            await turn.pause(None, awaits_open=len(turn.children.open) - missing)
+            await turn.pause(None, awaits_open=turn.children.count - missing)
 
 
 async def _first(wanted: Sequence[Scheduled[T]], n: int, name: str, *, gives_up: bool) -> list[Scheduled[T]]:

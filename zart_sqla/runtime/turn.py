@@ -27,13 +27,13 @@ from zart_sqla.runtime.children import Children
 from zart_sqla.runtime.context import current_body, current_turn
 from zart_sqla.runtime.failures import failure_from
 from zart_sqla.runtime.journal import Journal
-from zart_sqla.runtime.outcomes import Cancelled, Completed, Failed, LeaseLost, Suspended
+from zart_sqla.runtime.outcomes import Cancelled, Completed, Continued, Failed, LeaseLost, Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
 
-    from zart_sqla.records import Child, ClaimedTask, RunHistory
+    from zart_sqla.records import Child, ClaimedTask, Ending, NewExecution, RunHistory
     from zart_sqla.runtime.handlers import Handler
     from zart_sqla.runtime.journal import Place
     from zart_sqla.runtime.outcomes import Outcome
@@ -90,7 +90,7 @@ class Turn:
         self.deadline: datetime | None = None if handler.timeout is None else task.started_at + handler.timeout
         self.is_async: bool = handler.is_async
         self.calls: Calls = Calls()
-        self.children: Children = Children(history.children, self._add_children)
+        self.children: Children = Children(history.children, history.executions, self._add_children)
         self._stopped: StopReason | None = None
         self._divergence: NonDeterminismError | None = None
         self._signals: list[TurnSignal] = []
@@ -159,6 +159,9 @@ class Turn:
                 return outcome
         if self._divergence is not None:
             return Failed(faults.record_of(self._divergence))
+        for outcome in outcomes:
+            if isinstance(outcome, Continued):
+                return outcome
         suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
         if not suspended:
             return None
@@ -173,7 +176,7 @@ class Turn:
             data = self.data
             failure = self.journal.failure
             if failure is not None and failure.error is not None:
-                self.journal.skip_to_failure(failure)
+                self.journal.skip_to(failure)
                 return await self._run_on_failure(failure.error)
             return await self._run_body(data)
         except _FAULTS as error:
@@ -260,11 +263,9 @@ class Turn:
         """Record that the body failed, so that no later turn runs it again, and go on with `on_failure`."""
         if error.category == "execution_timeout":  # the body may not have got as far as it had before
             self.journal.skip_to_end()
-        place = self.journal.enter("on_failure", StepKind.FAILURE)
-        numbers = self.journal.numbers()
-        marker = RecordedStep(name=place.name, kind=place.kind, position=place.position, result=numbers, error=error)
+        marker = self.journal.mark("on_failure", StepKind.FAILURE, error)
         await self.record(marker, gives_up=sorted(self.children.open))
-        self.journal.skip_to_failure(marker)
+        self.journal.skip_to(marker)
         return await self._run_on_failure(error)
 
     async def _run_on_failure(self, error: ErrorRecord) -> Outcome:
@@ -318,6 +319,18 @@ class Turn:
             return self.journal.enter(name, kind, is_ordered=is_ordered)
         except NonDeterminismError as error:
             self._divergence = error  # the run stops here, even if the body catches it
+            raise
+
+    def check_all_called(self) -> None:
+        """Check that all that is recorded has been called.
+
+        Raises:
+            NonDeterminismError: something was not.
+        """
+        try:
+            self.journal.check_end()
+        except NonDeterminismError as error:
+            self._divergence = error
             raise
 
     def check_open(self) -> None:
@@ -374,6 +387,20 @@ class Turn:
     async def _add_children(self, new: Sequence[Child]) -> None:
         try:
             await self.recorder.add_children(new)
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
+    async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
+        """Start an execution, and return what is recorded of that."""
+        try:
+            return await self.recorder.start_execution(step, new)
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
+    async def ending_of(self, execution_id: str) -> Ending | None:
+        """Return how an execution stands."""
+        try:
+            return await self.recorder.ending_of(execution_id)
         except TurnSignal as signal:
             raise self.note(signal) from None
 

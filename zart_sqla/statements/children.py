@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.statements.arrays import INTEGER, TEXT, UUID, array_of, rows_of
-from zart_sqla.statements.fences import alive, mine
+from zart_sqla.statements.fences import mine
 from zart_sqla.statements.steps import is_recorded
 
 if TYPE_CHECKING:
@@ -49,33 +49,32 @@ def delete_steps(names: TableNames, run_id: ColumnElement[Any]) -> Delete:
 def add(names: TableNames) -> Executable:
     """Insert children of runs whose tasks a worker holds, unless they are there, or done.
 
-    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that were inserted.
+    The task of the run is locked, as by who cancels the run: he comes before this, or sees the children.
+    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those runs' tasks that it still held and nobody has
+    locked.
     """
     t = tables_of(names)
-    me = alive(names)
     given = rows_of(
         "given", task_id=UUID, attempt=INTEGER, child_id=UUID, name=TEXT, child_position=INTEGER, child_call=TEXT
     )
-    held = given.join(t.tasks, (t.tasks.c.task_id == given.c.task_id) & (t.tasks.c.attempt == given.c.attempt))
-    rows = (
-        select(
-            given.c.child_id,
-            t.tasks.c.run_id,
-            t.tasks.c.task_name,
-            t.tasks.c.queue,
-            func.now(),
-            t.tasks.c.started_at,
-            t.tasks.c.run_id,
-            given.c.name,
-            given.c.child_position,
-            cast(given.c.child_call, JSON),
-        )
-        .select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
-        .where(~is_recorded(names, t.tasks.c.run_id, given.c.name))
-    )
+    child = (given.c.child_id, given.c.name, given.c.child_position, given.c.child_call)
+    held = mine(names, given, t.tasks.c.task_name, t.tasks.c.queue, *child)
+    rows = select(
+        held.c.child_id,
+        held.c.run_id,
+        held.c.task_name,
+        held.c.queue,
+        func.now(),
+        held.c.started_at,
+        held.c.run_id,
+        held.c.name,
+        held.c.child_position,
+        cast(held.c.child_call, JSON),
+    ).where(~is_recorded(names, held.c.run_id, held.c.name))
     columns = ("task_id", "run_id", "task_name", "queue", "due_at", "started_at", "parent_run_id")
     inserted = pg_insert(t.tasks).from_select([*columns, "step", "position", "call"], rows)
-    return inserted.on_conflict_do_nothing(index_elements=[t.tasks.c.task_id]).returning(t.tasks.c.task_id)
+    new = inserted.on_conflict_do_nothing(index_elements=[t.tasks.c.task_id]).cte("new")
+    return select(held.c.task_id).distinct().add_cte(new)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Text,
+    any_,
     bindparam,
     cast,
     delete,
@@ -17,17 +18,18 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import run_status, tables_of
 from zart_sqla.records import GIVEN_UP
-from zart_sqla.statements.arrays import TEXT, TIMESTAMP_TZ, UUID, rows_of
-from zart_sqla.statements.children import delete_steps
+from zart_sqla.statements.arrays import BOOLEAN, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,9 +40,14 @@ if TYPE_CHECKING:
     from zart_sqla.table_names import TableNames
 
 
+_MOMENT = literal_column("INTERVAL '1 second'", INTERVAL)
+
+
 @functools.cache
 def start(names: TableNames) -> Executable:
     """Insert executions that do not exist yet, each with its first run and the task for it.
+
+    An app starts them, or the run of another execution, whose children they then are.
 
     Parameters: `rows_of` lists. Returns: `(run_id)` of those that were inserted.
     """
@@ -54,13 +61,23 @@ def start(names: TableNames) -> Executable:
             payload=TEXT,
             queue=TEXT,
             due_at=TIMESTAMP_TZ,
+            parent_id=TEXT,
+            parent_run_id=UUID,
+            is_bound=BOOLEAN,
         )
     ).cte("rows")
     inserted = (
         pg_insert(t.executions)
         .from_select(
-            ["execution_id", "run_id", "task_name", "queue"],
-            select(rows.c.execution_id, rows.c.run_id, rows.c.task_name, rows.c.queue),
+            ["execution_id", "run_id", "task_name", "queue", "parent_id", "is_bound"],
+            select(
+                rows.c.execution_id,
+                rows.c.run_id,
+                rows.c.task_name,
+                rows.c.queue,
+                rows.c.parent_id,
+                rows.c.is_bound,
+            ),
         )
         .on_conflict_do_nothing(index_elements=[t.executions.c.execution_id])
         .returning(t.executions.c.run_id)
@@ -78,13 +95,14 @@ def start(names: TableNames) -> Executable:
         ).select_from(new),
     )
     tasks = insert(t.tasks).from_select(
-        ["task_id", "run_id", "task_name", "queue", "due_at"],
+        ["task_id", "run_id", "task_name", "queue", "due_at", "parent_run_id"],
         select(
             rows.c.run_id,
             rows.c.run_id,
             rows.c.task_name,
             rows.c.queue,
             func.coalesce(rows.c.due_at, func.now()),
+            rows.c.parent_run_id,
         ).select_from(new),
     )
     return select(inserted.c.run_id).add_cte(runs.cte("runs"), tasks.cte("tasks"))
@@ -108,6 +126,7 @@ def _described(names: TableNames) -> Subquery:
             cast(run.c.result, Text).label("result"),
             cast(run.c.error, Text).label("error"),
             t.executions.c.queue,
+            t.executions.c.parent_id,
             run.c.created_at,
             func.coalesce(run.c.started_at, task.c.started_at).label("started_at"),
             run.c.completed_at,
@@ -153,30 +172,75 @@ def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, st
 
 @functools.cache
 def cancel(names: TableNames) -> Executable:
-    """End the current run of an execution as cancelled, with what is left of its children, if it has not ended.
+    """End the current run of an execution as cancelled, if it has not ended.
 
-    Whoever deletes the run's task makes the one terminal transition of the run; so does this.
-    Parameters: `id`. Returns: `(run_id, is_held)`, whether workers are at it, if it was this statement that ended it.
+    Whoever deletes the run's task makes the one terminal transition of the run; so does this. What the run has started
+    is for `cancel_children`, in a later statement.
+    Parameters: `id`. Returns, if this ended it: `run_id`, `is_run`, `is_held`, whether a worker is at it, and
+    `has_cleanup`, whether there is something to be done now.
     """
     t = tables_of(names)
     current = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
+    return _cancelled(names, t.tasks.c.task_id == current.scalar_subquery())
+
+
+@functools.cache
+def cancel_children(names: TableNames) -> Executable:
+    """End what is left of the children of runs that were cancelled: steps, and the executions that are bound to them.
+
+    Who adds a child locks the task of the run, as who cancels the run does. So it must be a later statement: only then
+    does it see all of them.
+    Parameters: the list `run_ids`. Returns: as `cancel`, for each of them.
+    """
+    t = tables_of(names)
+    tasks, run = t.tasks, t.execution_runs
+    execution = t.executions.join(run, run.c.execution_id == t.executions.c.execution_id)
+    is_bound = exists().select_from(execution).where(run.c.run_id == tasks.c.run_id, t.executions.c.is_bound)
+    is_child = tasks.c.parent_run_id == any_(array_of("run_ids", UUID))
+    return _cancelled(names, is_child & or_(tasks.c.step.is_not(None), is_bound))
+
+
+def _cancelled(names: TableNames, condition: ColumnElement[bool]) -> Executable:
+    """Delete tasks, and end their runs as cancelled; where a handler cleans up then, make a task of that.
+
+    That task is due a moment later, so that the workers that are at the run have been told before.
+    """
+    t = tables_of(names)
     gone = (
         delete(t.tasks)
-        .where(t.tasks.c.task_id == current.scalar_subquery())
-        .returning(t.tasks.c.run_id, t.tasks.c.worker_id, t.tasks.c.started_at)
+        .where(condition)
+        .returning(
+            t.tasks.c.run_id,
+            t.tasks.c.step,
+            t.tasks.c.worker_id,
+            t.tasks.c.started_at,
+            t.tasks.c.task_name,
+            t.tasks.c.queue,
+            t.tasks.c.has_cleanup,
+        )
         .cte("gone")
     )
     ended = (
         update(t.execution_runs)
         .values(outcome="cancelled", completed_at=func.now(), started_at=gone.c.started_at)
-        .where(t.execution_runs.c.run_id == gone.c.run_id)
-        .returning(t.execution_runs.c.run_id)
+        .where(t.execution_runs.c.run_id == gone.c.run_id, gone.c.step.is_(None))
         .cte("ended")
     )
-    children = delete_steps(names, gone.c.run_id).returning(t.tasks.c.worker_id).cte("children")
-    has_children_held = exists(select(children.c.worker_id).where(children.c.worker_id.is_not(None)))
-    is_held = or_(gone.c.worker_id.is_not(None), has_children_held).label("is_held")
-    return select(gone.c.run_id, is_held).join(ended, ended.c.run_id == gone.c.run_id)
+    # The task starts with a token of 1, as if it had been claimed: its turn then reads the journal.
+    cleanup = insert(t.tasks).from_select(
+        ["task_id", "run_id", "task_name", "queue", "due_at", "started_at", "attempt"],
+        select(
+            func.gen_random_uuid(),
+            gone.c.run_id,
+            gone.c.task_name,
+            gone.c.queue,
+            func.now() + _MOMENT,
+            gone.c.started_at,
+            literal(1),
+        ).where(gone.c.has_cleanup, gone.c.step.is_(None)),
+    )
+    is_run, is_held = gone.c.step.is_(None).label("is_run"), gone.c.worker_id.is_not(None).label("is_held")
+    return select(gone.c.run_id, is_run, is_held, gone.c.has_cleanup).add_cte(ended, cleanup.cte("cleanup"))
 
 
 @functools.cache
@@ -212,6 +276,7 @@ def resume(names: TableNames) -> Executable:
             t.executions.c.execution_id,
             t.executions.c.task_name,
             t.executions.c.queue,
+            t.executions.c.parent_id,
             old.c.run_id,
             old.c.run_index,
             old.c.payload,
@@ -228,6 +293,10 @@ def resume(names: TableNames) -> Executable:
         .where(t.executions.c.execution_id == failed.c.execution_id, t.executions.c.run_id == failed.c.run_id)
         .cte("pointed")
     )
+    adopted = (
+        update(t.tasks).values(parent_run_id=new_id).where(t.tasks.c.parent_run_id == failed.c.run_id).cte("adopted")
+    )
+    parent = t.executions.alias("parent")
     run = insert(t.execution_runs).from_select(
         ["run_id", "execution_id", "run_index", "trigger", "payload"],
         select(new_id, failed.c.execution_id, failed.c.run_index + 1, literal("resume", Text), failed.c.payload),
@@ -243,13 +312,20 @@ def resume(names: TableNames) -> Executable:
     has_events = exists().where(t.events.c.execution_id == failed.c.execution_id, t.events.c.taken_at.is_(None))
     # The task starts with a token of 1, as if it had been claimed: the next turn then reads the journal.
     task = insert(t.tasks).from_select(
-        ["task_id", "run_id", "task_name", "queue", "due_at", "attempt", "signals"],
+        ["task_id", "run_id", "task_name", "queue", "due_at", "attempt", "signals", "parent_run_id"],
         select(
-            new_id, new_id, failed.c.task_name, failed.c.queue, func.now(), literal(1), cast(has_events, Integer)
-        ).select_from(failed),
+            new_id,
+            new_id,
+            failed.c.task_name,
+            failed.c.queue,
+            func.now(),
+            literal(1),
+            cast(has_events, Integer),
+            parent.c.run_id,
+        ).select_from(failed.outerjoin(parent, parent.c.execution_id == failed.c.parent_id)),
     )
     return (
         select(new_id.label("run_id"))
         .select_from(failed)
-        .add_cte(pointed, run.cte("run"), steps.cte("steps"), task.cte("task"))
+        .add_cte(pointed, adopted, run.cte("run"), steps.cte("steps"), task.cte("task"))
     )

@@ -126,7 +126,7 @@ def record_attempts(names: TableNames) -> Executable:
 
 @functools.cache
 def journal(names: TableNames) -> Executable:
-    """Select what there is of runs: checkpoints, counts of failed attempts, and children that are not done.
+    """Select what there is of runs: checkpoints, counts of failed attempts, children and executions that are not done.
 
     Parameters: the list `run_ids`.
     """
@@ -163,7 +163,14 @@ def journal(names: TableNames) -> Executable:
     children = select(
         child.c.run_id, child.c.step, literal("open", Text), child.c.position, child.c.attempt, *nothing
     ).where(child.c.parent_run_id == any_(wanted), child.c.step.is_not(None))
-    return union_all(checkpoints, counts, children)
+    run = t.execution_runs
+    executions = (
+        select(child.c.parent_run_id, run.c.execution_id, literal("open execution", Text), cast(null(), INTEGER))
+        .add_columns(child.c.attempt, *nothing)
+        .join(run, run.c.run_id == child.c.run_id)
+        .where(child.c.parent_run_id == any_(wanted), child.c.step.is_(None))
+    )
+    return union_all(checkpoints, counts, children, executions)
 
 
 @functools.cache

@@ -17,6 +17,8 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    insert,
+    literal,
     or_,
     select,
     true,
@@ -70,9 +72,9 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
 
     But for the input of a run whose children they are: it would come with each of them; see `children.payloads`.
 
-    Parameters: `me`, `task_names`, `queues` unless all, `limit`, and `takes_suspect`, whether one of them can be a task
-    that may kill the worker. Returns: at least one row; in each the `seconds` until the next task becomes due, None if
-    there is none.
+    Parameters: `me`, `task_names`, `cleaners`, those of them that do something when a run is cancelled, `queues` unless
+    all, `limit`, and `takes_suspect`, whether one of them can be a task that may kill the worker. Returns: at least one
+    row; in each the `seconds` until the next task becomes due, None if there is none.
     """
     t = tables_of(names)
     me = alive(names)
@@ -94,12 +96,14 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             is_waiting=False,
             started_at=func.coalesce(t.tasks.c.started_at, func.now()),
             claimed_at=func.now(),
+            has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
         .where(t.tasks.c.task_id == due.c.task_id)
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
             t.tasks.c.task_name,
+            t.tasks.c.queue,
             t.tasks.c.attempt,
             t.tasks.c.retries,
             t.tasks.c.started_at,
@@ -122,6 +126,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         claimed.c.run_id,
         run.c.execution_id,
         claimed.c.task_name,
+        claimed.c.queue,
         claimed.c.attempt,
         claimed.c.retries,
         case((claimed.c.step.is_(None), cast(run.c.payload, Text))).label("payload"),
@@ -134,6 +139,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         claimed.c.position,
         cast(claimed.c.call, Text).label("call"),
         is_recorded(names, claimed.c.run_id, claimed.c.step).label("is_recorded"),
+        (run.c.outcome == "cancelled").is_(true()).label("is_cleanup"),
     ).select_from(upcoming.outerjoin(with_run, true()))
 
 
@@ -222,6 +228,69 @@ def finish(names: TableNames) -> Executable:
     )
     told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
     return select(ended.c.task_id, told).add_cte(gone, children)
+
+
+@functools.cache
+def renew(names: TableNames) -> Executable:
+    """End runs whose tasks a worker holds, each with a next run of its execution that has another input.
+
+    What is left of the run's children is ended; the executions that it has started are the next run's. Whoever waits
+    for the end is told, so that he looks at the next run.
+    Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has
+    locked.
+    """
+    t = tables_of(names)
+    turn = rows_of("given", task_id=UUID, attempt=INTEGER, new_id=UUID, payload=TEXT)
+    kept = ("task_name", "queue", "signals", "parent_run_id")
+    held = mine(names, turn, turn.c.new_id, turn.c.payload, *(t.tasks.c[name] for name in kept))
+    gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).cte("gone")
+    children = delete_steps(names, held.c.run_id).cte("children")
+    adopted = (
+        update(t.tasks)
+        .values(parent_run_id=held.c.new_id)
+        .where(t.tasks.c.parent_run_id == held.c.run_id, t.tasks.c.step.is_(None))
+        .cte("adopted")
+    )
+    run = t.execution_runs
+    ended = (
+        update(run)
+        .values(outcome="completed", started_at=held.c.started_at, completed_at=func.now())
+        .where(run.c.run_id == held.c.run_id)
+        .returning(held.c.task_id, run.c.run_id, run.c.execution_id, run.c.run_index, run.c.is_awaited)
+        .cte("ended")
+    )
+    both = ended.join(held, held.c.task_id == ended.c.task_id)
+    pointed = (
+        update(t.executions)
+        .values(run_id=held.c.new_id)
+        .where(t.executions.c.execution_id == ended.c.execution_id, ended.c.task_id == held.c.task_id)
+        .cte("pointed")
+    )
+    runs = insert(run).from_select(
+        ["run_id", "execution_id", "run_index", "trigger", "payload"],
+        select(
+            held.c.new_id,
+            ended.c.execution_id,
+            ended.c.run_index + 1,
+            literal("continue", Text),
+            cast(held.c.payload, JSON),
+        ).select_from(both),
+    )
+    tasks = insert(t.tasks).from_select(
+        ["task_id", "run_id", "due_at", *kept],
+        select(held.c.new_id, held.c.new_id, func.now(), *(held.c[name] for name in kept)).select_from(both),
+    )
+    told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
+    return select(ended.c.task_id, told).add_cte(gone, children, adopted, pointed, runs.cte("runs"), tasks.cte("new"))
+
+
+@functools.cache
+def lock(names: TableNames) -> Executable:
+    """Lock those of the `rows_of` lists of tasks that a worker holds, until the transaction ends.
+
+    Parameters: `me` and the lists. Returns: `(task_id)` of those that it still held and nobody has locked.
+    """
+    return select(mine(names, rows_of("given", task_id=UUID, attempt=INTEGER)).c.task_id)
 
 
 @functools.cache

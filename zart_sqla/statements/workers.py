@@ -290,7 +290,7 @@ def take_over(names: TableNames) -> Executable:
             started_at=orphans.c.started_at,
             completed_at=func.now(),
         )
-        .where(t.execution_runs.c.run_id == orphans.c.run_id, is_run)
+        .where(t.execution_runs.c.run_id == orphans.c.run_id, t.execution_runs.c.outcome.is_(None), is_run)
         .returning(t.execution_runs.c.run_id, t.execution_runs.c.is_awaited)
         .cte("ended")
     )

@@ -54,8 +54,12 @@ def child_id(run_id: UUID, name: str) -> UUID:
 _ADD = ("task_id", "attempt", "child_id", "name", "child_position", "child_call")
 
 
-def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[ChildrenToAdd]) -> None:
-    """Insert children of runs whose tasks the worker holds; of others, and those that are there or done, none."""
+def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[ChildrenToAdd]) -> set[UUID]:
+    """Insert children of runs whose tasks the worker holds; of others, and those that are there or done, none.
+
+    Returns:
+        The tasks of runs that the worker still held.
+    """
     rows = (
         (
             item.task.task_id,
@@ -68,7 +72,7 @@ def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequenc
         for item in new
         for child in item.children
     )
-    connection.execute(children.add(names), {"me": worker_id, **parameters_of("given", _ADD, rows)})
+    return set(connection.scalars(children.add(names), {"me": worker_id, **parameters_of("given", _ADD, rows)}))
 
 
 def remove(connection: Connection, names: TableNames, worker_id: UUID, done: Iterable[ClaimedTask]) -> set[UUID]:

@@ -5,26 +5,34 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from zart_sqla.errors import ConfigError
-from zart_sqla.records import ExecutionFilter, ExecutionInfo, ExecutionStatus, NewExecution, Page, StepInfo
+from zart_sqla.records import Ending, ExecutionFilter, ExecutionInfo, ExecutionStatus, NewExecution, Page, StepInfo
 from zart_sqla.statements import executions, notifications, steps
 from zart_sqla.statements.arrays import parameters_of
 from zart_sqla.store.rows import error_from_json, execution_info, step_info
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
 
     from sqlalchemy import Connection
 
-    from zart_sqla.records import ErrorRecord
     from zart_sqla.table_names import TableNames
 
-_COLUMNS = ("execution_id", "run_id", "task_name", "payload", "queue", "due_at")
+_COLUMNS = (
+    "execution_id",
+    "run_id",
+    "task_name",
+    "payload",
+    "queue",
+    "due_at",
+    "parent_id",
+    "parent_run_id",
+    "is_bound",
+)
 
 
 def insert(connection: Connection, names: TableNames, new: Sequence[NewExecution]) -> set[UUID]:
@@ -35,7 +43,10 @@ def insert(connection: Connection, names: TableNames, new: Sequence[NewExecution
     """
     # In one order, always: two that insert the same ids would else wait for each other for ever.
     in_order = sorted(new, key=lambda one: one.execution_id)
-    rows = ((e.execution_id, e.run_id, e.task_name, e.payload, e.queue, None) for e in in_order)
+    rows = (
+        (e.execution_id, e.run_id, e.task_name, e.payload, e.queue, None, e.parent_id, e.parent_run_id, e.is_bound)
+        for e in in_order
+    )
     return set(connection.scalars(executions.start(names), parameters_of("given", _COLUMNS, rows)))
 
 
@@ -43,21 +54,6 @@ def find(connection: Connection, names: TableNames, execution_ids: Sequence[str]
     """Return those of the executions that exist, by their ids."""
     rows = connection.execute(executions.describe(names), {"given_execution_id": list(execution_ids)})
     return {row.execution_id: execution_info(row) for row in rows}
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How an execution's current run stands, and what it ended with, as text.
-
-    Attributes:
-        status: where it stands.
-        result: its output as JSON text, if it completed.
-        error: what it failed with, if it failed.
-    """
-
-    status: ExecutionStatus
-    result: str | None
-    error: ErrorRecord | None
 
 
 def ending(connection: Connection, names: TableNames, execution_id: str) -> Ending | None:
@@ -98,18 +94,28 @@ def steps_of(connection: Connection, names: TableNames, execution_id: str) -> li
 
 
 def cancel(connection: Connection, names: TableNames, execution_id: str) -> bool:
-    """End the execution's current run as cancelled, and tell its worker and those who wait for it.
+    """End the execution's current run as cancelled, with all that hangs on it, and tell those whom it concerns.
 
     Returns:
         Whether it was this call that ended it.
     """
-    row = connection.execute(executions.cancel(names), {"id": execution_id}).one_or_none()
-    if row is None:
-        return False
-    notify(connection, names.done_channel, str(row.run_id))
-    if row.is_held:
-        notify(connection, names.work_channel, f"cancel {row.run_id}")
-    return True
+    cancelled = connection.execute(executions.cancel(names), {"id": execution_id}).all()
+    ended, held = set[UUID](), set[UUID]()
+    has_cleanup = False
+    level = cancelled
+    while level:
+        has_cleanup |= any(row.has_cleanup for row in level)
+        held |= {row.run_id for row in level if row.is_held}
+        runs = {row.run_id for row in level if row.is_run}
+        ended |= runs
+        level = connection.execute(executions.cancel_children(names), {"run_ids": list(runs)}).all() if runs else []
+    if has_cleanup:
+        notify_work(connection, names)
+    for run_id in ended:
+        notify(connection, names.done_channel, str(run_id))
+    for run_id in held:
+        notify(connection, names.work_channel, f"cancel {run_id}")
+    return bool(cancelled)
 
 
 def await_end(connection: Connection, names: TableNames, execution_id: str) -> UUID | None:

@@ -60,6 +60,7 @@ def execution_info(row: Row[Any]) -> ExecutionInfo:
         result=_data(row.result),
         error=_public_error(row.error),
         queue=row.queue,
+        parent_id=row.parent_id,
         created_at=row.created_at,
         started_at=row.started_at,
         completed_at=row.completed_at,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zart_sqla.records import Child, ClaimedTask, ErrorRecord, FailedAttempt, RecordedStep, RunHistory
+from zart_sqla.records import Child, ClaimedTask, ErrorRecord, FailedAttempt, NewExecution, RecordedStep, RunHistory
 from zart_sqla.statements import steps, tasks
 from zart_sqla.statements.arrays import parameters_of
 from zart_sqla.store import children
@@ -28,6 +28,7 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
     worker_id: UUID,
     *,
     task_names: Sequence[str],
+    cleaners: Sequence[str] = (),
     queues: Sequence[str] | None,
     limit: int,
     takes_suspect: bool = True,
@@ -39,6 +40,7 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
         names: the tables.
         worker_id: the worker.
         task_names: the tasks that it has handlers for.
+        cleaners: those of them whose handlers do something when a run is cancelled.
         queues: the queues that it serves, None for all.
         limit: how many at most.
         takes_suspect: whether one of them can be a task that may kill the worker.
@@ -51,6 +53,7 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
         "limit": limit,
         "takes_suspect": takes_suspect,
         "task_names": list(task_names),
+        "cleaners": list(cleaners),
         **({} if queues is None else {"queues": list(queues)}),
     }
     rows = connection.execute(tasks.claim(names, all_queues=queues is None), parameters).all()
@@ -67,6 +70,7 @@ def _claimed(row: Row[Any], payloads: dict[UUID, str]) -> ClaimedTask:
         run_id=row.run_id,
         execution_id=row.execution_id,
         task_name=row.task_name,
+        queue=row.queue,
         attempt=row.attempt,
         retries=row.retries,
         payload=row.payload if child is None else payloads[row.run_id],
@@ -77,6 +81,7 @@ def _claimed(row: Row[Any], payloads: dict[UUID, str]) -> ClaimedTask:
         parent_run_id=row.parent_run_id,
         child=child,
         is_recorded=row.is_recorded,
+        is_cleanup=row.is_cleanup,
     )
 
 
@@ -97,16 +102,21 @@ def journal(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) 
     recorded: dict[UUID, list[RecordedStep]] = {run_id: [] for run_id in run_ids}
     attempts: dict[UUID, dict[str, int]] = {run_id: {} for run_id in recorded}
     still_open: dict[UUID, list[str]] = {run_id: [] for run_id in recorded}
+    executions: dict[UUID, list[str]] = {run_id: [] for run_id in recorded}
     for row in connection.execute(steps.journal(names), {"run_ids": list(recorded)}):
         match row.kind:
             case "attempts":
                 attempts[row.run_id][row.name] = row.attempts
             case "open":
                 still_open[row.run_id].append(row.name)
+            case "open execution":
+                executions[row.run_id].append(row.name)
             case _:
                 recorded[row.run_id].append(recorded_step(row))
     return {
-        run_id: RunHistory(steps=found, attempts=attempts[run_id], children=still_open[run_id])
+        run_id: RunHistory(
+            steps=found, attempts=attempts[run_id], children=still_open[run_id], executions=executions[run_id]
+        )
         for run_id, found in recorded.items()
     }
 
@@ -163,6 +173,36 @@ class RunToFinish:
     error: ErrorRecord | None
 
 
+@dataclass(frozen=True, slots=True)
+class RunToRenew:
+    """A run that its task's holder ends, so that another one of the execution follows.
+
+    Attributes:
+        task: the task.
+        run_id: the id of the next run.
+        payload: its input as JSON text.
+    """
+
+    task: ClaimedTask
+    run_id: UUID
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionToStart:
+    """An execution that the holder of a run's task starts.
+
+    Attributes:
+        task: the task.
+        new: the execution.
+        step: the checkpoint that it was started.
+    """
+
+    task: ClaimedTask
+    new: NewExecution
+    step: RecordedStep
+
+
 _STEP = (
     "task_id",
     "attempt",
@@ -210,6 +250,12 @@ def find_steps(
     """Return those of the checkpoints `(run_id, name)` that are recorded."""
     rows = connection.execute(steps.recorded(names), parameters_of("given", ("run_id", "name"), keys))
     return {(row.run_id, row.name): recorded_step(row) for row in rows}
+
+
+def lock(connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]) -> set[UUID]:
+    """Lock those of the tasks that the worker still holds; return which."""
+    given = parameters_of("given", ("task_id", "attempt"), ((task.task_id, task.attempt) for task in claimed))
+    return set(connection.scalars(tasks.lock(names), {"me": worker_id, **given}))
 
 
 def held(connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]) -> set[UUID]:
@@ -293,3 +339,17 @@ def finish(connection: Connection, names: TableNames, worker_id: UUID, ended: Se
     )
     parameters = {"me": worker_id, "channel": names.done_channel, **parameters_of("given", _FINISH, rows)}
     return set(connection.scalars(tasks.finish(names), parameters))
+
+
+_RENEW = ("task_id", "attempt", "new_id", "payload")
+
+
+def renew(connection: Connection, names: TableNames, worker_id: UUID, ended: Sequence[RunToRenew]) -> set[UUID]:
+    """End runs whose tasks the worker holds, each with a next one, and tell those who wait for them.
+
+    Returns:
+        The tasks that it still held.
+    """
+    rows = ((item.task.task_id, item.task.attempt, item.run_id, item.payload) for item in ended)
+    parameters = {"me": worker_id, "channel": names.done_channel, **parameters_of("given", _RENEW, rows)}
+    return set(connection.scalars(tasks.renew(names), parameters))

@@ -7,13 +7,24 @@ import logging
 from typing import TYPE_CHECKING, Final, assert_never
 
 from zart_sqla.errors import InvalidDataError
+from zart_sqla.ids import new_id
 from zart_sqla.records import ErrorRecord
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.child_turn import ChildTurn
-from zart_sqla.runtime.outcomes import Cancelled, Completed, Done, Failed, LeaseLost, Suspended
+from zart_sqla.runtime.cleanup_turn import CleanupTurn
+from zart_sqla.runtime.outcomes import (
+    Cancelled,
+    CleanedUp,
+    Completed,
+    Continued,
+    Done,
+    Failed,
+    LeaseLost,
+    Suspended,
+)
 from zart_sqla.runtime.turn import StopReason, Turn
-from zart_sqla.store.tasks import RunToFinish, TaskToPutDown
-from zart_sqla.worker.writer import Write
+from zart_sqla.store.tasks import RunToFinish, RunToRenew, TaskToPutDown
+from zart_sqla.worker.writes import Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -91,8 +102,7 @@ class Dispatcher:
         """Start the turn of a claimed task."""
         handler = self._registry.get(task.task_name)
         assert handler is not None  # noqa: S101 - only tasks with handlers are claimed
-        kind = Turn if task.child is None else ChildTurn
-        turn = kind(task, handler, history, self._make_recorder(task))
+        turn = _kind_of(task)(task, handler, history, self._make_recorder(task))
         self._turns[task.task_id] = turn
         self.held[task.task_id] = task.attempt
         if task.is_suspect:
@@ -121,8 +131,9 @@ class Dispatcher:
         self.stop([task for task, attempt in lost.items() if self.held.get(task) == attempt], StopReason.LEASE_LOST)
 
     def stop_run(self, run_id: str, reason: StopReason) -> None:
-        """Interrupt the turns of a run."""
-        self.stop([task_id for task_id, turn in self._turns.items() if str(turn.task.run_id) == run_id], reason)
+        """Interrupt the turns of a run, but not those of what is done after its cancellation."""
+        turns = [turn.task for turn in self._turns.values() if str(turn.task.run_id) == run_id]
+        self.stop([task.task_id for task in turns if not task.is_cleanup], reason)
 
     def stop_all(self, reason: StopReason) -> None:
         """Interrupt all turns."""
@@ -177,6 +188,8 @@ class Dispatcher:
             if write is not None:
                 await self._writer.write(write)
         except InvalidDataError as error:
+            if task.is_cleanup:
+                raise
             refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
             return await self._settle(task, Failed(refused))
         except TurnSignal:
@@ -191,7 +204,15 @@ class Dispatcher:
                 self._on_suspended(None)
             elif outcome.awaits_open is None or outcome.due_at is not None:
                 self._on_suspended(outcome.due_at)
+        elif isinstance(outcome, Continued):
+            self._on_suspended(None)
         return not isinstance(outcome, LeaseLost)
+
+
+def _kind_of(task: ClaimedTask) -> type[Turn]:
+    if task.is_cleanup:
+        return CleanupTurn
+    return Turn if task.child is None else ChildTurn
 
 
 def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
@@ -201,6 +222,10 @@ def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
             return Write(task=task, finish=RunToFinish(task, result, None))
         case Failed(error):
             return Write(task=task, finish=RunToFinish(task, None, error))
+        case Continued(payload):
+            return Write(task=task, renew=RunToRenew(task, new_id(), payload))
+        case CleanedUp():
+            return Write(task=task, removes=True)
         case Suspended():
             retries = task.retries if outcome.failed is None else outcome.failed.attempt
             put_down = TaskToPutDown(

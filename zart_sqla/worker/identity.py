@@ -7,7 +7,7 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
-from zart_sqla.client.ids import new_id
+from zart_sqla.ids import new_id
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -177,6 +177,7 @@ class Poller:
             self._names,
             self._identity.worker_id,
             task_names=self._registry.names,
+            cleaners=self._registry.cleaners,
             queues=self._config.queues,
             limit=limit,
             takes_suspect=not self._dispatcher.has_suspect,
@@ -184,10 +185,11 @@ class Poller:
 
     def _histories(self, connection: Connection, resumed: Sequence[ClaimedTask]) -> dict[UUID, RunHistory]:
         """Return what there is of the runs, and of the children, by the ids of their tasks."""
-        run_ids = [task.run_id for task in resumed if task.child is None]
-        histories = tasks.journal(connection, self._names, run_ids) if run_ids else {}
+        of_runs = [task for task in resumed if task.child is None]
+        journal = tasks.journal(connection, self._names, [task.run_id for task in of_runs]) if of_runs else {}
         of_children = [task for task in resumed if task.child is not None]
-        return histories | (children.histories(connection, self._names, of_children) if of_children else {})
+        histories = children.histories(connection, self._names, of_children) if of_children else {}
+        return histories | {task.task_id: journal[task.run_id] for task in of_runs}
 
     def _tell_unserved(self, connection: Connection) -> None:
         """Say which tasks wait for a worker with another registry, as they do while a new release is rolled out."""

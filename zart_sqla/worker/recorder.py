@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
 from zart_sqla.store.events import EventToTake
-from zart_sqla.worker.writer import MAX_BATCH, Write
+from zart_sqla.worker.writer import MAX_BATCH
+from zart_sqla.worker.writes import Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from zart_sqla.records import Child, ClaimedTask, FailedAttempt, RecordedStep
+    from zart_sqla.records import Child, ClaimedTask, Ending, FailedAttempt, NewExecution, RecordedStep
     from zart_sqla.runtime.ports import StepTransaction
     from zart_sqla.worker.clock import DatabaseClock
+    from zart_sqla.worker.reader import Reader
     from zart_sqla.worker.threads import Threads
     from zart_sqla.worker.transactions import Transactions
     from zart_sqla.worker.writer import Writer
@@ -23,49 +26,67 @@ if TYPE_CHECKING:
 SHORT_WAIT: Final = timedelta(seconds=0.5)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What all turns of a worker share.
+
+    Attributes:
+        writer: what they write goes there.
+        starter: the executions that they start go there.
+        reader: what they have to know of other executions comes from there.
+        transactions: where steps get theirs from.
+        threads: where plain functions run.
+        clock: the database's time.
+    """
+
+    writer: Writer
+    starter: Writer
+    reader: Reader
+    transactions: Transactions
+    threads: Threads
+    clock: DatabaseClock
+
+
 class TaskRecorder:
     """The `Recorder` of the turn that holds a task."""
 
-    def __init__(
-        self,
-        task: ClaimedTask,
-        writer: Writer,
-        clock: DatabaseClock,
-        threads: Threads,
-        transactions: Transactions,
-    ) -> None:
+    def __init__(self, task: ClaimedTask, services: Services) -> None:
         self._task = task
-        self._writer = writer
-        self._clock = clock
-        self._threads = threads
-        self._transactions = transactions
+        self._services = services
 
     @property
     def short_wait(self) -> timedelta:
         return SHORT_WAIT
 
     def now(self) -> datetime:
-        return self._clock.now()
+        return self._services.clock.now()
 
     async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
         give_up = ChildrenToGiveUp(self._task, gives_up) if gives_up else None
-        recorded = await self._writer.write(Write(task=self._task, step=step, give_up=give_up))
+        recorded = await self._services.writer.write(Write(task=self._task, step=step, give_up=give_up))
         return recorded or step
 
     async def add_children(self, children: Sequence[Child]) -> None:
         for first in range(0, len(children), MAX_BATCH):
             some = children[first : first + MAX_BATCH]
-            await self._writer.write(Write(task=self._task, add=ChildrenToAdd(self._task, some)))
+            await self._services.writer.write(Write(task=self._task, add=ChildrenToAdd(self._task, some)))
+
+    async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
+        recorded = await self._services.starter.write(Write(task=self._task, step=step, start=new))
+        return recorded or step
+
+    async def ending_of(self, execution_id: str) -> Ending | None:
+        return await self._services.reader.ending_of(execution_id)
 
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
-        taken = await self._writer.write(Write(task=self._task, take=EventToTake(self._task, wait, name)))
+        taken = await self._services.writer.write(Write(task=self._task, take=EventToTake(self._task, wait, name)))
         return taken or wait
 
     async def record_attempt(self, failed: FailedAttempt) -> None:
-        await self._writer.write(Write(task=self._task, failed=failed))
+        await self._services.writer.write(Write(task=self._task, failed=failed))
 
     async def begin(self) -> StepTransaction:
-        return await self._transactions.begin(self._task)
+        return await self._services.transactions.begin(self._task)
 
     async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:
-        return await self._threads.call(function, is_body=is_body)
+        return await self._services.threads.call(function, is_body=is_body)

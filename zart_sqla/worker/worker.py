@@ -18,7 +18,8 @@ from zart_sqla.worker.dispatcher import Dispatcher
 from zart_sqla.worker.identity import Identity
 from zart_sqla.worker.liveness import Liveness, News
 from zart_sqla.worker.poller import Poller
-from zart_sqla.worker.recorder import TaskRecorder
+from zart_sqla.worker.reader import Reader
+from zart_sqla.worker.recorder import Services, TaskRecorder
 from zart_sqla.worker.threads import Threads
 from zart_sqla.worker.transactions import Transactions
 from zart_sqla.worker.waker import Waker
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
     from zart_sqla.client.scheduler import PostgresScheduler
-    from zart_sqla.records import ClaimedTask
     from zart_sqla.runtime.handlers import TaskRegistry
 
 logger: Final = logging.getLogger("zart_sqla.worker")
@@ -161,15 +161,21 @@ class _Machinery:
         self._threads = Threads(config.max_concurrent_tasks)
         self._waker = Waker(engine, names, config, on_woken=self._expect_now)
         self._writer = Writer(engine, names, identity, config, on_done=self._waker.wake)
-        transactions = Transactions(engine, names, identity, clock, config, sessionmaker, on_done=self._waker.wake)
-
-        def make_recorder(task: ClaimedTask) -> TaskRecorder:
-            return TaskRecorder(task, self._writer, clock, self._threads, transactions)
+        # To insert an execution may have to wait for an app that has started one of the same id and not committed.
+        self._starter = Writer(engine, names, identity, config, on_done=self._waker.wake)
+        services = Services(
+            writer=self._writer,
+            starter=self._starter,
+            reader=Reader(engine, names, clock, config),
+            transactions=Transactions(engine, names, identity, clock, config, sessionmaker, on_done=self._waker.wake),
+            threads=self._threads,
+            clock=clock,
+        )
 
         self._dispatcher = Dispatcher(
             registry,
             self._writer,
-            make_recorder,
+            lambda task: TaskRecorder(task, services),
             slots=config.max_concurrent_tasks,
             on_suspended=self._expect,
             on_unsettled=self._doubt,
@@ -200,7 +206,12 @@ class _Machinery:
         self._open.callback(self._scheduler.wake_ups.remove_listener, self._poller.wake)
         self._loops = [
             asyncio.create_task(part.run(), name=f"zart_sqla: {name}")
-            for name, part in (("poller", self._poller), ("writer", self._writer), ("waker", self._waker))
+            for name, part in (
+                ("poller", self._poller),
+                ("writer", self._writer),
+                ("starter", self._starter),
+                ("waker", self._waker),
+            )
         ]
 
     def hurry(self) -> None:
@@ -216,10 +227,11 @@ class _Machinery:
         logger.info("worker %s has stopped", self._identity.worker_id)
 
     async def _wind_down(self) -> None:
-        poller, writer, waker = self._loops
+        poller, *others = self._loops
         self._poller.stop()
         await self._let_finish(poller)
         self._writer.hurry()
+        self._starter.hurry()
         poller.cancel()  # before the turns are stopped: no claim that is still under way may start another
         await asyncio.gather(poller, return_exceptions=True)
         self._dispatcher.stop_all(StopReason.SHUTDOWN)
@@ -228,10 +240,11 @@ class _Machinery:
         with contextlib.suppress(TimeoutError):  # the database is away: what is not written will run again
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._writer.flush()
+                await self._starter.flush()
                 await self._waker.flush()
-        for part in (writer, waker):
+        for part in others:
             part.cancel()
-        await asyncio.gather(writer, waker, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _let_finish(self, poller: asyncio.Task[None]) -> None:
         """Wait until nothing is claimed any more and nothing runs, the time is over, or somebody is in a hurry."""

@@ -11,18 +11,15 @@ import logging
 import random
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from zart_sqla.client.engines import connected
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
-from zart_sqla.store import children, events, executions, tasks
-from zart_sqla.store.events import EventToTake
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault
-from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
+from zart_sqla.worker.batches import Application, Batch, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,12 +30,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from zart_sqla.config import WorkerConfig
-    from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
-    from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
+    from zart_sqla.records import RecordedStep
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
-
-Item = TypeVar("Item", StepToRecord, EventToTake)
+    from zart_sqla.worker.writes import Write
 
 logger: Final = logging.getLogger("zart_sqla.writer")
 
@@ -52,125 +47,11 @@ _LONGEST_LOCKED_PAUSE_SECONDS: Final = 0.2
 _ODD_ATTEMPTS: Final = 3  # where the error is none of SQLAlchemy's: it may be the driver's, or the write's
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
-    """What the holder of a task has to write, all of it in one transaction.
-
-    Attributes:
-        task: the task.
-        step: a checkpoint; if the task is a child, it ends with it.
-        take: a wait for an event, to be given one that is there.
-        failed: a failed attempt.
-        add: children of its run.
-        give_up: children that its run has no more need of.
-        put_down: that the task is freed.
-        finish: that its run ends.
-    """
-
-    task: ClaimedTask
-    step: RecordedStep | None = None
-    take: EventToTake | None = None
-    failed: FailedAttempt | None = None
-    add: ChildrenToAdd | None = None
-    give_up: ChildrenToGiveUp | None = None
-    put_down: TaskToPutDown | None = None
-    finish: RunToFinish | None = None
-
-    @property
-    def size(self) -> int:
-        """About how many characters it brings."""
-        result = self.step.result if self.step else self.finish.result if self.finish else None
-        return 200 + len(result or "") + (self.add.size if self.add else 0)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its task is a child that ends."""
-        return self.step is not None and self.task.child is not None
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether it is written only while nobody else has locked the task."""
-        return self.is_done or any(part is not None for part in (self.give_up, self.put_down, self.finish))
-
-    @property
-    def waits_for(self) -> UUID | None:
-        """The run that may wait for what this writes, or that it puts down to wait."""
-        if self.is_done or self.finish is not None:
-            return self.task.parent_run_id
-        is_to_wait = self.put_down is not None and self.put_down.awaits_open is not None
-        return self.task.run_id if is_to_wait else None
-
-
 @dataclass(slots=True, eq=False)
 class _Pending:
     write: Write
     done: asyncio.Future[RecordedStep | None]
     pause: float = _LOCKED_PAUSE_SECONDS
-
-
-@dataclass(slots=True)
-class _Batch:
-    """A batch of writes, by what they write."""
-
-    steps: list[StepToRecord]
-    take: list[EventToTake]
-    failed: list[AttemptToRecord]
-    add: list[ChildrenToAdd]
-    give_up: list[ChildrenToGiveUp]
-    done: list[ClaimedTask]
-    put_down: list[TaskToPutDown]
-    finish: list[RunToFinish]
-    bound: list[ClaimedTask]
-    size: int
-
-    @classmethod
-    def of(cls, writes: Sequence[Write]) -> _Batch:
-        return cls(
-            steps=[StepToRecord(write.task, write.step) for write in _in_order(writes) if write.step is not None],
-            take=[write.take for write in writes if write.take is not None],
-            failed=[AttemptToRecord(write.task, write.failed) for write in writes if write.failed is not None],
-            add=[write.add for write in writes if write.add is not None],
-            give_up=[write.give_up for write in writes if write.give_up is not None],
-            done=[write.task for write in writes if write.is_done],
-            put_down=[write.put_down for write in writes if write.put_down is not None],
-            finish=[write.finish for write in writes if write.finish is not None],
-            bound=[write.task for write in writes if write.needs_task],
-            size=sum(write.size for write in writes),
-        )
-
-    @property
-    def is_one_statement(self) -> bool:
-        """Whether it needs no transaction around it."""
-        parts = (self.steps, self.take, self.failed, self.add, self.give_up, self.done, self.put_down, self.finish)
-        return sum(map(bool, parts)) == 1 and not self.add
-
-
-def _in_order(writes: Sequence[Write]) -> Iterable[Write]:
-    """Return the writes so that children come in one order, always: a run that gives some up inserts the same steps."""
-    of_children = [write for write in writes if write.task.child is not None]
-    if not of_children:
-        return writes
-    of_runs = (write for write in writes if write.task.child is None)
-    return chain(of_runs, sorted(of_children, key=lambda write: write.task.task_id.int))
-
-
-@dataclass(slots=True)
-class _Written:
-    """What a batch came to.
-
-    Attributes:
-        steps: the checkpoints that are recorded now, new or from before; and waits for which there was no event.
-        failed: the failed attempts that are recorded now.
-        held: tasks to which children were added, if they are the worker's.
-        tasks: the tasks that were freed, finished or done, or whose children were given up.
-        locked: those that were not, because somebody else has locked them.
-    """
-
-    steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
-    failed: set[tuple[UUID, str]] = field(default_factory=set[Any])
-    held: set[UUID] = field(default_factory=set[Any])
-    tasks: set[UUID] = field(default_factory=set[Any])
-    locked: set[UUID] = field(default_factory=set[Any])
 
 
 class Writer:
@@ -248,7 +129,7 @@ class Writer:
         finally:
             self._is_closed = True
             for pending in (*batch, *self._queue, *self._postponed):
-                _resolve(pending, _Written())
+                _resolve(pending, Written())
 
     def _take(self) -> list[_Pending]:
         batch: list[_Pending] = []
@@ -286,7 +167,7 @@ class Writer:
         transaction of its own, for as long as that takes.
         """
         if self._is_hurried and pending.pause >= _LONGEST_LOCKED_PAUSE_SECONDS:
-            _resolve(pending, _Written())
+            _resolve(pending, Written())
             return
         self._postponed.add(pending)
         asyncio.get_running_loop().call_later(pending.pause, self._resume, pending)
@@ -298,9 +179,9 @@ class Writer:
             self._queue.append(pending)
             self._has_work.set()
 
-    async def _written(self, batch: Sequence[_Pending]) -> _Written:
+    async def _written(self, batch: Sequence[_Pending]) -> Written:
         """Return what the batch came to, once it is committed; nothing, if the lease ended before it could be."""
-        writes = _Batch.of([pending.write for pending in batch])
+        writes = Batch.of([pending.write for pending in batch])
         give_up_at = time.monotonic() + self._config.lease_seconds + writes.size / _SLOWEST_LINK
         pause = _FIRST_PAUSE_SECONDS
         attempt = 0
@@ -314,12 +195,12 @@ class Writer:
                     raise
                 if time.monotonic() > give_up_at:
                     logger.exception("gave up writing %d checkpoints: the lease is over", len(batch))
-                    return _Written()
+                    return Written()
                 logger.warning("cannot write, trying again: %s", brief(error))
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter is no secret
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    async def _commit(self, batch: _Batch) -> _Written:
+    async def _commit(self, batch: Batch) -> Written:
         isolation_level: IsolationLevel = "AUTOCOMMIT" if batch.is_one_statement else "READ COMMITTED"
         seconds = self._config.answer_seconds + batch.size / _SLOWEST_LINK
         async with connected(self._engine, seconds, isolation_level=isolation_level) as connection:
@@ -327,65 +208,11 @@ class Writer:
             await connection.commit()
             return written
 
-    def _apply(self, connection: Connection, batch: _Batch) -> _Written:
-        names, me = self._names, self._identity.worker_id
-        written = _Written()
-        if batch.steps:
-            written.steps |= self._record_steps(connection, batch.steps)
-        if batch.take:
-            written.steps |= self._take_events(connection, batch.take)
-        if batch.failed:
-            written.failed = tasks.record_attempts(connection, names, me, batch.failed)
-        if batch.add:
-            children.add(connection, names, me, batch.add)
-            written.held = tasks.held(connection, names, me, [item.task for item in batch.add])
-            executions.notify_work(connection, names)
-        if batch.give_up:
-            written.tasks |= children.give_up(connection, names, me, batch.give_up)
-        if batch.done:
-            written.tasks |= children.remove(connection, names, me, batch.done)
-        if batch.put_down:
-            written.tasks |= tasks.put_down(connection, names, me, batch.put_down)
-        if batch.finish:
-            written.tasks |= tasks.finish(connection, names, me, batch.finish)
-        left = [task for task in batch.bound if task.task_id not in written.tasks]
-        if left:
-            written.locked = tasks.held(connection, names, me, left)
-        return written
-
-    def _record_steps(
-        self, connection: Connection, steps: Sequence[StepToRecord]
-    ) -> dict[tuple[UUID, str], RecordedStep]:
-        inserted = tasks.record_steps(connection, self._names, self._identity.worker_id, steps)
-        by_key = {(item.task.run_id, item.step.name): item for item in steps}
-        recorded = {key: by_key[key].step for key in inserted}
-        missing = [item for key, item in by_key.items() if key not in inserted]
-        if missing:  # lost, or written before by a commit whose answer did not arrive
-            recorded |= self._find_steps(connection, missing)
-        return recorded
-
-    def _take_events(
-        self, connection: Connection, waits: Sequence[EventToTake]
-    ) -> dict[tuple[UUID, str], RecordedStep]:
-        taken = events.take(connection, self._names, self._identity.worker_id, waits)
-        by_key = {(wait.task.run_id, wait.step.name): wait for wait in waits}
-        recorded = {key: replace(by_key[key].step, result=result) for key, result in taken.items()}
-        missing = [wait for key, wait in by_key.items() if key not in taken]
-        if missing:  # lost, or there is no event, or it was taken before by a commit whose answer did not arrive
-            recorded |= {(wait.task.run_id, wait.step.name): wait.step for wait in self._held(connection, missing)}
-            recorded |= self._find_steps(connection, missing)
-        return recorded
-
-    def _find_steps(self, connection: Connection, items: Sequence[Item]) -> dict[tuple[UUID, str], RecordedStep]:
-        keys = [(item.task.run_id, item.step.name) for item in self._held(connection, items)]
-        return tasks.find_steps(connection, self._names, keys)
-
-    def _held(self, connection: Connection, items: Sequence[Item]) -> list[Item]:
-        held = tasks.held(connection, self._names, self._identity.worker_id, [item.task for item in items])
-        return [item for item in items if item.task.task_id in held]
+    def _apply(self, connection: Connection, batch: Batch) -> Written:
+        return Application(connection, self._names, self._identity.worker_id).apply(batch)
 
 
-def _resolve(pending: _Pending, written: _Written) -> None:
+def _resolve(pending: _Pending, written: Written) -> None:
     if pending.done.done():  # the turn was stopped in the meantime
         return
     write = pending.write
@@ -394,7 +221,6 @@ def _resolve(pending: _Pending, written: _Written) -> None:
     is_written = (
         (named is None or step is not None)
         and (write.failed is None or (write.task.run_id, write.failed.step) in written.failed)
-        and (write.add is None or write.task.task_id in written.held)
         and (not write.needs_task or write.task.task_id in written.tasks)
     )
     if is_written:

@@ -1,7 +1,6 @@
 """The journal: the place of each call, and the refusal of code that no longer fits what is recorded."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -202,29 +201,25 @@ def test_bad_name(name: str) -> None:
     assert journal.enter("a", StepKind.STEP).position == 0
 
 
-def test_skip_to_failure() -> None:
+def test_skip_to_a_marker() -> None:
     """Behind the place where the body failed, nothing before it has to be called, and names go on."""
     before = fresh()
     steps = [checkpoint(place) for place in play(before, [("a", StepKind.STEP), ("b", StepKind.STEP)])]
-    marker = replace(
-        checkpoint(before.enter("on_failure", StepKind.FAILURE)),
-        result=before.numbers(),
-        error=ErrorRecord(error_type="ValueError", message="no"),
-    )
+    marker = before.mark("on_failure", StepKind.FAILURE, ErrorRecord(error_type="ValueError", message="no"))
     journal = fresh(RunHistory(steps=[*steps, marker]))
     assert journal.failure == marker
-    journal.skip_to_failure(marker)
+    journal.skip_to(marker)
     assert journal.enter("a", StepKind.STEP) == Place("a#2", StepKind.STEP, 3, None, 0)
     journal.check_end()
 
 
-def test_skip_to_failure_still_checks_what_follows() -> None:
+def test_skip_to_a_marker_still_checks_what_follows() -> None:
     """What was recorded behind that place has to be called."""
     journal = fresh()
-    marker = replace(checkpoint(journal.enter("on_failure", StepKind.FAILURE)), result=journal.numbers())
+    marker = journal.mark("on_failure", StepKind.FAILURE)
     after = checkpoint(journal.enter("a", StepKind.STEP))
     again = fresh(RunHistory(steps=[marker, after]))
-    again.skip_to_failure(marker)
+    again.skip_to(marker)
     with pytest.raises(NonDeterminismError) as caught:
         again.check_end()
     assert caught.value.recorded == "a"

@@ -16,14 +16,18 @@ from zart_sqla.records import (
     GIVEN_UP,
     Child,
     ClaimedTask,
+    Ending,
     ErrorRecord,
+    ExecutionStatus,
     FailedAttempt,
+    NewExecution,
     RecordedStep,
     RunHistory,
     StepKind,
 )
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.child_turn import ChildTurn
+from zart_sqla.runtime.faults import taken_id_record
 from zart_sqla.runtime.handlers import Handler
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
 from zart_sqla.runtime.ports import StepTransaction
@@ -78,6 +82,8 @@ class MemoryRecorder:
         refused: names of steps whose checkpoints PostgreSQL refuses.
         events: the names and values, as JSON text, of the events that were offered and not taken.
         children: the children that are not done, by their names.
+        executions: how the executions stand that the run has started, and others that a test puts there.
+        started: those that the run has started.
     """
 
     def __init__(self) -> None:
@@ -89,6 +95,8 @@ class MemoryRecorder:
         self.refused: set[str] = set()
         self.events: list[tuple[str, str]] = []
         self.children: dict[str, Child] = {}
+        self.executions: dict[str, Ending] = {}
+        self.started: list[NewExecution] = []
 
     @property
     def short_wait(self) -> timedelta:
@@ -129,6 +137,22 @@ class MemoryRecorder:
                 raise InvalidDataError(f"the step {child.name!r}", ["refused"])
             if child.name not in self.steps:
                 self.children.setdefault(child.name, child)
+
+    async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
+        """Start an execution, which runs until a test ends it."""
+        self._write()
+        await asyncio.sleep(0)
+        if step.name not in self.steps and new.execution_id in self.executions:
+            status = self.executions[new.execution_id].status
+            step = replace(step, result=None, error=taken_id_record(step.name, new.execution_id, status))
+        elif step.name not in self.steps:
+            self.executions[new.execution_id] = Ending(ExecutionStatus.SCHEDULED, None, None)
+            self.started.append(new)
+        return self.keep(step)
+
+    async def ending_of(self, execution_id: str) -> Ending | None:
+        """Return how an execution stands."""
+        return self.executions.get(execution_id)
 
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
         """Give the wait the first event of this name, if there is one."""
@@ -187,6 +211,7 @@ class MemoryRun:
             run_id=uuid4(),
             execution_id="order-1",
             task_name=self.handler.name,
+            queue="default",
             attempt=0,
             retries=0,
             payload=payload,
@@ -205,12 +230,27 @@ class MemoryRun:
         done = self.recorder.steps
         failed = [one for one in self.recorder.attempts if one.step and one.step not in done]
         attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
-        return RunHistory(steps=list(done.values()), attempts=attempts, children=list(self.recorder.children))
+        executions = [
+            one.execution_id
+            for one in self.recorder.started
+            if not self.recorder.executions[one.execution_id].status.is_terminal
+        ]
+        return RunHistory(
+            steps=list(done.values()),
+            attempts=attempts,
+            children=list(self.recorder.children),
+            executions=executions,
+        )
 
     @property
     def children(self) -> list[str]:
         """The names of the children that are not done, in the order in which they were scheduled."""
         return list(self.recorder.children)
+
+    def end(self, execution_id: str, result: object = None, error: ErrorRecord | None = None) -> None:
+        """Let an execution that the run has started end: completed, or failed."""
+        status = ExecutionStatus.COMPLETED if error is None else ExecutionStatus.FAILED
+        self.recorder.executions[execution_id] = Ending(status, json.dumps(result) if error is None else None, error)
 
     def offer(self, name: str, value: object = None) -> None:
         """Offer an event."""

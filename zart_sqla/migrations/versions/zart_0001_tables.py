@@ -57,6 +57,8 @@ def create_executions(op: Operations, names: TableNames) -> None:
         sa.Column("task_name", sa.Text, nullable=False),
         sa.Column("queue", sa.Text, nullable=False),
         sa.Column("run_id", sa.Uuid, nullable=False),
+        sa.Column("parent_id", sa.Text, nullable=True),
+        sa.Column("is_bound", sa.Boolean, server_default=FALSE, nullable=False),
         sa.Column("created_at", TIMESTAMP, server_default=NOW, nullable=False),
         sa.PrimaryKeyConstraint("execution_id", name=f"{names.executions}_pkey"),
         schema=names.schema,
@@ -88,7 +90,7 @@ def create_execution_runs(op: Operations, names: TableNames) -> None:
         sa.PrimaryKeyConstraint("run_id", name=f"{names.execution_runs}_pkey"),
         sa.UniqueConstraint("execution_id", "run_index", name=f"{names.execution_runs}_index_key"),
         _one_of("outcome", ("completed", "failed", "cancelled"), f"{names.execution_runs}_outcome_check"),
-        _one_of("trigger", ("initial", "resume"), f"{names.execution_runs}_trigger_check"),
+        _one_of("trigger", ("initial", "resume", "continue"), f"{names.execution_runs}_trigger_check"),
         schema=names.schema,
     )
 
@@ -111,6 +113,7 @@ def create_tasks(op: Operations, names: TableNames) -> None:
         sa.Column("signals", sa.Integer, server_default=ZERO, nullable=False),
         sa.Column("awaits", postgresql.JSONB, nullable=True),
         sa.Column("awaits_open", sa.Integer, nullable=True),
+        sa.Column("has_cleanup", sa.Boolean, server_default=FALSE, nullable=False),
         sa.Column("parent_run_id", sa.Uuid, nullable=True),
         sa.Column("step", sa.Text, nullable=True),
         sa.Column("position", sa.Integer, nullable=True),
@@ -139,7 +142,20 @@ def create_steps(op: Operations, names: TableNames) -> None:
         sa.Column("wake_at", TIMESTAMP, nullable=True),
         sa.PrimaryKeyConstraint("run_id", "name", name=f"{names.steps}_pkey"),
         _one_of(
-            "kind", ("step", "sleep", "capture", "event", "child", "choice", "failure"), f"{names.steps}_kind_check"
+            "kind",
+            (
+                "step",
+                "sleep",
+                "capture",
+                "event",
+                "child",
+                "choice",
+                "execution",
+                "result",
+                "failure",
+                "cancellation",
+            ),
+            f"{names.steps}_kind_check",
         ),
         schema=names.schema,
     )

@@ -1,0 +1,75 @@
+"""What a turn has to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from zart_sqla.records import ClaimedTask, FailedAttempt, NewExecution, RecordedStep
+    from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
+    from zart_sqla.store.events import EventToTake
+    from zart_sqla.store.tasks import RunToFinish, RunToRenew, TaskToPutDown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """What the holder of a task has to write, all of it in one transaction.
+
+    Attributes:
+        task: the task.
+        step: a checkpoint; if the task is a child, it ends with it.
+        take: a wait for an event, to be given one that is there.
+        failed: a failed attempt.
+        add: children of its run.
+        give_up: children that its run has no more need of.
+        start: an execution; that it was started, or why not, is the checkpoint.
+        put_down: that the task is freed.
+        finish: that its run ends.
+        renew: that its run ends, and another follows.
+        removes: that the task ends, and nothing else.
+    """
+
+    task: ClaimedTask
+    step: RecordedStep | None = None
+    take: EventToTake | None = None
+    failed: FailedAttempt | None = None
+    add: ChildrenToAdd | None = None
+    give_up: ChildrenToGiveUp | None = None
+    start: NewExecution | None = None
+    put_down: TaskToPutDown | None = None
+    finish: RunToFinish | None = None
+    renew: RunToRenew | None = None
+    removes: bool = False
+
+    @property
+    def size(self) -> int:
+        """About how many characters it brings."""
+        texts = (
+            self.step and self.step.result,
+            self.finish and self.finish.result,
+            self.start and self.start.payload,
+            self.renew and self.renew.payload,
+        )
+        return 200 + sum(len(text) for text in texts if text) + (self.add.size if self.add else 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its task ends, and not because its run does."""
+        return self.removes or (self.step is not None and self.task.child is not None)
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether it is written only while nobody else has locked the task."""
+        parts = (self.add, self.give_up, self.start, self.put_down, self.finish, self.renew)
+        return self.is_done or any(part is not None for part in parts)
+
+    @property
+    def waits_for(self) -> UUID | None:
+        """The run that may wait for what this writes, or that it puts down to wait."""
+        if self.is_done or self.finish is not None:
+            return self.task.parent_run_id
+        is_to_wait = self.put_down is not None and self.put_down.awaits_open is not None
+        return self.task.run_id if is_to_wait else None
