@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
-from zart_sqla.client.engines import apart, autocommit
+from zart_sqla.client.engines import apart, autocommit, opened
 from zart_sqla.store import diagnosis, executions, workers
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ async def has_sessions(engine: AsyncEngine) -> bool:
     """
     own = autocommit(apart(engine))
     try:
-        async with own.connect() as first, own.connect() as second:
+        async with opened(own) as first, opened(own) as second:
             before = await first.run_sync(diagnosis.backend)
             await second.execution_options(isolation_level="READ COMMITTED")
             async with second.begin():
@@ -46,7 +46,7 @@ async def hears_news(engine: AsyncEngine, names: TableNames) -> bool:
         heard.set()
 
     try:
-        async with own.connect() as listener, own.connect() as sender:
+        async with opened(own) as listener, opened(own) as sender:
             driver: Any = (await listener.get_raw_connection()).driver_connection
             await driver.add_listener(channel, hear)
             await sender.run_sync(executions.notify, channel)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from zart_sqla.config import PoolConfig
 from zart_sqla.errors import ConfigError
@@ -95,10 +97,43 @@ def autocommit(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
+async def connect(engine: AsyncEngine) -> AsyncConnection:
+    """Return a connection, which the caller closes. If this fails or is cancelled, none is left open."""
+    try:
+        return await engine.connect()
+    except BaseException as error:
+        _drop_half_made(error)
+        raise
+
+
+def _drop_half_made(error: BaseException) -> None:
+    """Close the connection that had been made, but not set up yet, when this error came.
+
+    SQLAlchemy before 2.0.53 forgets it, and it would stay open until the garbage is collected. Only the error still
+    leads to it, by the constructor of the pool's entry. (An event of the pool would, too; but the pool can be the
+    app's, and a listener that is added while it connects breaks that.)
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        entry = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__init__" and isinstance(entry, ConnectionPoolEntry):
+            driver: Any = entry.driver_connection
+            if driver is not None:
+                driver.terminate()
+
+
+@asynccontextmanager
+async def opened(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    """Lend a connection, closed at the end, and also if this is cancelled while the connection is being made."""
+    async with AsyncExitStack() as stack:
+        connection = await connect(engine)
+        stack.push_async_exit(connection)
+        yield connection
+
+
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
     """Lend a connection in a transaction of the level that our statements are written for, committed at the end."""
-    async with engine.connect() as connection:
+    async with opened(engine) as connection:
         await connection.execution_options(isolation_level="READ COMMITTED")
         async with connection.begin():
             yield connection
@@ -117,7 +152,7 @@ async def connected(
     """
     async with AsyncExitStack() as stack:
         async with asyncio.timeout(seconds):
-            connection = await stack.enter_async_context(engine.connect())
+            connection = await stack.enter_async_context(opened(engine))
         await connection.execution_options(isolation_level=isolation_level)
         async with answering(connection, seconds):
             yield connection

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from zart_sqla.client.engines import apart, connected
+from zart_sqla.client.engines import apart, connected, opened
 from zart_sqla.store import executions
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_transient
 
@@ -102,7 +102,7 @@ class Ends:
     async def _listen_once(self) -> None:
         engine = apart(self._engine)
         try:
-            async with engine.connect() as connection:
+            async with opened(engine) as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 lost = asyncio.Event()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from zart_sqla.client.engines import answering, apart
+from zart_sqla.client.engines import answering, apart, connect
 from zart_sqla.store import children, executions, workers
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
@@ -166,7 +166,7 @@ class Liveness:
         engine = apart(self._engine)
         try:
             async with asyncio.timeout(self._config.answer_seconds):
-                connection = await engine.connect()
+                connection = await connect(engine)
             try:
                 await self._use(connection, stopping)
             except BaseException:

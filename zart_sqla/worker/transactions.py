@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
-from zart_sqla.client.engines import answering
+from zart_sqla.client.engines import answering, connect
 from zart_sqla.errors import InvalidDataError, NotInWorkflowError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost, Suspended
@@ -74,7 +74,7 @@ class Transactions:
             TurnSignal: the database is in the way.
         """
         try:
-            connection = await self.engine.connect()
+            connection = await connect(self.engine)
         except DATABASE_ERRORS as error:
             raise self.put_back(error) from error
         try:

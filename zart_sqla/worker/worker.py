@@ -9,6 +9,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from zart_sqla.client.engines import opened
 from zart_sqla.config import WorkerConfig
 from zart_sqla.errors import ConfigError
 from zart_sqla.runtime.turn import StopReason
@@ -104,7 +105,7 @@ class Worker:
         """Start working, beside what the caller does."""
         if self._machinery is not None:
             raise ConfigError("worker", expected="a worker that does not run yet", actual=self)
-        async with self._scheduler.engine.connect() as connection:
+        async with opened(self._scheduler.engine) as connection:
             await connection.run_sync(schema.check_schema, self._scheduler.names)
         machinery = _Machinery(self._scheduler, self._registry, self._config, self._identity, self._sessionmaker)
         await machinery.open()
