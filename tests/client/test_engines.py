@@ -6,12 +6,14 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import event
+from sqlalchemy import URL, event
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.support.working import CONFIG, registry_of, scheduler_on
-from zart_sqla import PostgresScheduler, Worker, WorkerConfig, durable
+from zart_sqla import PoolConfig, PostgresScheduler, Worker, WorkerConfig, durable
 from zart_sqla.client import diagnosis
-from zart_sqla.client.engines import connected
+from zart_sqla.client import scheduler as scheduler_module
+from zart_sqla.client.engines import connected, make_engine
 from zart_sqla.worker.clock import DatabaseClock
 from zart_sqla.worker.identity import Identity
 from zart_sqla.worker.transactions import Transactions
@@ -93,3 +95,23 @@ async def test_cancelled_while_connecting(
         event.listen(scheduler.engine.sync_engine, "connect", cancel, insert=True)
         await asyncio.wait([asyncio.create_task(use(scheduler))])
         assert [connection.is_closed() for connection in made] == [True]
+
+
+async def test_pool_that_cannot_be_filled(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the pool's second connection fails at the start, the first one does not stay open."""
+    made: list[asyncpg.Connection] = []
+
+    def fail(connection: Any, _entry: object) -> None:
+        made.append(connection.driver_connection)
+        if len(made) == 2:
+            raise ConnectionResetError
+
+    def make_failing_engine(url: str | URL, pool: PoolConfig | None) -> AsyncEngine:
+        engine = make_engine(url, pool)
+        event.listen(engine.sync_engine, "connect", fail)
+        return engine
+
+    monkeypatch.setattr(scheduler_module, "make_engine", make_failing_engine)
+    with pytest.raises(ConnectionResetError):
+        await PostgresScheduler.connect_with_pool(migrated_url, PoolConfig(min_connections=3))
+    assert [connection.is_closed() for connection in made] == [True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, TypeVarTuple, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from zart_sqla import migrations
 from zart_sqla.client import executions
 from zart_sqla.client.connections import after_transaction, run_joined
-from zart_sqla.client.engines import checked_engine, make_engine, transaction
+from zart_sqla.client.engines import checked_engine, make_engine, opened, transaction
 from zart_sqla.client.handles import ExecutionHandle
 from zart_sqla.client.notifications import Ends, WakeUps
 from zart_sqla.client.sync import LoopBackend, SyncScheduler
@@ -106,9 +107,9 @@ class PostgresScheduler:
         scheduler = cls(make_engine(url, config), names=names)
         scheduler._owns_engine = True
         try:
-            opened = [await scheduler.engine.connect() for _ in range(max(config.min_connections, 1))]
-            for connection in opened:
-                await connection.close()
+            async with AsyncExitStack() as stack:
+                for _ in range(max(config.min_connections, 1)):
+                    await stack.enter_async_context(opened(scheduler.engine))
         except BaseException:
             await scheduler.close()
             raise
