@@ -69,7 +69,8 @@ async def begin_step(scheduler: PostgresScheduler) -> None:
     """Have a worker make a connection for the transaction of a step."""
     await scheduler.engine.dispose()
     config = WorkerConfig(**CONFIG)
-    transactions = Transactions(scheduler.engine, scheduler.names, Identity(), DatabaseClock(), config, None)
+    names, identity, clock = scheduler.names, Identity(), DatabaseClock()
+    transactions = Transactions(scheduler.engine, names, identity, clock, config, None, on_done=print)
     task: Any = None
     await transactions.begin(task)
 
