@@ -24,6 +24,7 @@ from zart_sqla.errors import (
     StepCancelled,
     StepError,
     StepFailed,
+    StepStalled,
     StepTimeout,
     WaitTimedOut,
     ZartError,
@@ -36,6 +37,7 @@ from zart_sqla.runtime.executions import ChildExecution, continue_as_new, start_
 from zart_sqla.runtime.failures import BodyError, DeadlineExceeded, Failure, RetriesExhausted, StepFailure
 from zart_sqla.runtime.groups import gather
 from zart_sqla.runtime.handlers import Durable, TaskRegistry, durable
+from zart_sqla.runtime.interruptions import progress, shield
 from zart_sqla.runtime.retry import Retry
 from zart_sqla.runtime.scheduled import Scheduled, schedule, wait, wait_any, wait_first_n
 from zart_sqla.runtime.steps import Step, StepCall, step
@@ -87,6 +89,7 @@ __all__ = [
     "StepFailure",
     "StepInfo",
     "StepKind",
+    "StepStalled",
     "StepStatus",
     "StepTimeout",
     "SyncExecutionHandle",
@@ -106,8 +109,10 @@ __all__ = [
     "gather",
     "now",
     "outcome",
+    "progress",
     "random",
     "schedule",
+    "shield",
     "sleep",
     "start_child",
     "step",

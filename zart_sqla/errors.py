@@ -16,6 +16,7 @@ ZartError
 ├── WaitTimedOut                (TimeoutError)  the execution went on for longer than the caller would wait
 ├── ExecutionTimeout                            the execution passed its own deadline
 ├── NonDeterminismError                         the code no longer fits the recorded steps of a run
+├── StepStalled                 (TimeoutError)  an attempt of a step has made no progress for too long
 └── StepError                                   a step did not give a value
     ├── StepFailed                              it raised
     ├── RetryExhausted                          it raised, on every attempt that its retry allowed
@@ -265,6 +266,20 @@ class NonDeterminismError(ZartError):
             f"at position {position} of this run {was}, but {now}; a workflow must call the same steps in the same "
             "order when it is replayed: bring the old code back and resume the run, or start it anew"
         )
+
+
+class StepStalled(ZartError, TimeoutError):
+    """An attempt of a step with a heartbeat has not called `progress()` for that long. It counts as having raised this.
+
+    Attributes:
+        step: the step's name in the run.
+        heartbeat: the heartbeat that was declared.
+    """
+
+    def __init__(self, step: str, heartbeat: timedelta) -> None:
+        self.step = step
+        self.heartbeat = heartbeat
+        super().__init__(f"step {step!r} has made no progress for {heartbeat.total_seconds():g} s")
 
 
 class StepError(ZartError):

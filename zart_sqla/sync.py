@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overloa
 from zart_sqla.errors import NotInWorkflowError
 from zart_sqla.runtime import answers, executions, groups, scheduled, values, waits
 from zart_sqla.runtime.context import body_turn, context
+from zart_sqla.runtime.interruptions import progress
 from zart_sqla.runtime.steps import check_call
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "gather",
     "now",
     "outcome",
+    "progress",
     "random",
     "schedule",
     "sleep",

@@ -26,6 +26,7 @@ from zart_sqla.errors import (
     SchemaOutdated,
     StepCancelled,
     StepFailed,
+    StepStalled,
     StepTimeout,
     WaitTimedOut,
     ZartError,
@@ -102,6 +103,7 @@ EXAMPLES: list[tuple[ZartError, str]] = [
         StepTimeout("charge", error_type="StepTimeout", message="it had not ended after 5 s", attempts=1),
         "step 'charge' timed out: it had not ended after 5 s",
     ),
+    (StepStalled("charge", timedelta(seconds=30)), "step 'charge' has made no progress for 30 s"),
     (
         StepCancelled("charge", error_type="CancelledError", message="others were enough", attempts=0),
         "step 'charge' was cancelled: others were enough",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
-from zart_sqla.errors import InvalidDataError, RetryExhausted, StepError, StepFailed, StepTimeout
+from zart_sqla.errors import InvalidDataError, RetryExhausted, StepError, StepFailed, StepStalled, StepTimeout
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
 from zart_sqla.runtime.context import ActiveStep, active_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
 
     from zart_sqla.runtime.journal import Place
@@ -73,9 +75,9 @@ class Attempts(Generic[T]):
     async def _invoke(self, active: ActiveStep) -> Any:
         token = active_step.set(active)
         try:
-            if self._step.timeout is None:
+            if self._step.timeout is None and self._step.heartbeat is None:
                 return await self._call_function()
-            return await self._call_in_time(self._step.timeout)
+            return await self._call_in_time(active)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -96,15 +98,21 @@ class Attempts(Generic[T]):
             return await self._step.function(*call.args, **call.kwargs)
         return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
 
-    async def _call_in_time(self, limit: timedelta) -> Any:
-        scope = asyncio.timeout(limit.total_seconds())
+    async def _call_in_time(self, active: ActiveStep) -> Any:
+        """Call the function, unless it takes longer than it may, in all or between two signs of progress."""
+        name, limit, heartbeat = self._place.name, self._step.timeout, self._step.heartbeat
+        whole, pulse = asyncio.timeout(_seconds(limit)), asyncio.timeout(_seconds(heartbeat))
+        if heartbeat is not None:
+            active.on_progress = _restarting(pulse, heartbeat)
         try:
-            async with scope:
+            async with whole, pulse:
                 return await self._call_function()
         except TimeoutError:
-            if not scope.expired():
-                raise
-            raise faults.step_timeout(self._place.name, limit, attempts=self._attempt) from None
+            if limit is not None and whole.expired():
+                raise faults.step_timeout(name, limit, attempts=self._attempt) from None
+            if heartbeat is not None and pulse.expired():
+                raise StepStalled(name, heartbeat) from None
+            raise
 
     async def _succeed(self, value: Any, active: ActiveStep) -> T:
         name = self._place.name
@@ -191,6 +199,25 @@ class Attempts(Generic[T]):
             error=error,
             started_at=self._started_at,
         )
+
+
+def _seconds(limit: timedelta | None) -> float | None:
+    return None if limit is None else limit.total_seconds()
+
+
+def _restarting(pulse: asyncio.Timeout, heartbeat: timedelta) -> Callable[[], None]:
+    """Return what gives an attempt its time anew, from whatever thread it is called."""
+    loop = asyncio.get_running_loop()
+
+    def restart() -> None:
+        with contextlib.suppress(RuntimeError):  # the attempt is over, and a thread goes on
+            pulse.reschedule(loop.time() + heartbeat.total_seconds())
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # even the loop is closed
+            loop.call_soon_threadsafe(restart)
+
+    return tell
 
 
 def _is_verdict(error: BaseException, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zart_sqla.errors import NotInWorkflowError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
     from uuid import UUID
 
@@ -27,6 +28,7 @@ class ActiveStep:
         max_attempts: how many there can be.
         is_plain: whether it runs on the event loop, not in a thread.
         transaction: the transaction that it has asked for, None if it has not.
+        on_progress: what `progress()` calls, from whatever thread; None if nobody wants to know.
     """
 
     turn: Turn
@@ -35,6 +37,7 @@ class ActiveStep:
     max_attempts: int
     is_plain: bool
     transaction: StepTransaction | None = None
+    on_progress: Callable[[], None] | None = None
 
 
 current_turn: Final[ContextVar[Turn | None]] = ContextVar("zart_sqla_turn", default=None)

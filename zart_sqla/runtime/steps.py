@@ -38,6 +38,7 @@ class Step(Generic[P, T]):
         kind: what its checkpoints are.
         retry: when a failed attempt is made again.
         timeout: how long an attempt may take; None: as long as it does.
+        heartbeat: how long an attempt may take between two calls of `progress()`; None: as long as it does.
         raises: the errors that are answers, not faults.
         signature: the parameters of the function.
     """
@@ -50,13 +51,15 @@ class Step(Generic[P, T]):
         kind: StepKind = StepKind.STEP,
         retry: Retry | None = None,
         timeout: Duration | None = None,
+        heartbeat: Duration | None = None,
         raises: ErrorTypes = (),
         bound: tuple[Any, ...] = (),
     ) -> None:
         self.function = function
         self.kind = kind
         self.retry: Retry = checked_retry(retry)
-        self.timeout: timedelta | None = None if timeout is None else to_positive_timedelta(timeout, setting="timeout")
+        self.timeout: timedelta | None = _limit("timeout", timeout)
+        self.heartbeat: timedelta | None = _limit("heartbeat", heartbeat)
         self.raises: tuple[type[BaseException], ...] = error_types("raises", raises)
         self.is_async: bool = inspect.iscoroutinefunction(function)
         self.signature: inspect.Signature = inspect.signature(function)
@@ -104,6 +107,7 @@ class Step(Generic[P, T]):
             kind=self.kind,
             retry=self.retry,
             timeout=self.timeout,
+            heartbeat=self.heartbeat,
             raises=self.raises,
             bound=(instance,),
         )
@@ -233,6 +237,7 @@ def step(
     *,
     retry: Retry | None = None,
     timeout: Duration | None = None,
+    heartbeat: Duration | None = None,
     raises: ErrorTypes = (),
 ) -> _StepDecorator: ...
 def step(
@@ -241,6 +246,7 @@ def step(
     *,
     retry: Retry | None = None,
     timeout: Duration | None = None,
+    heartbeat: Duration | None = None,
     raises: ErrorTypes = (),
 ) -> Any:
     """Make a function a step: in a workflow its result is recorded, and it never runs again once it is.
@@ -252,6 +258,8 @@ def step(
             Default: the function's name.
         retry: when a failed attempt is made again. Default: never.
         timeout: how long one attempt may take. It is final: a step that timed out is not retried.
+        heartbeat: how long one attempt may take between two calls of `progress()`. One that takes longer is stuck, and
+            has failed with `StepStalled`: the retry decides what follows. Default: a step may be silent for hours.
         raises: the errors that are answers, not faults: they come out of the call as themselves, also on replay. They
             are not retried, unless the retry names them in `on`. Their attributes are kept as plain JSON, or as
             their annotations say.
@@ -259,10 +267,14 @@ def step(
     Raises:
         ConfigError: an option is out of range, or the name asks for a parameter that there is not.
     """
-    options = {"retry": retry, "timeout": timeout, "raises": raises}
+    options = {"retry": retry, "timeout": timeout, "heartbeat": heartbeat, "raises": raises}
     if function is None or isinstance(function, str):
         return _StepDecorator(function, options)
     return _StepDecorator(None, options)(function)
+
+
+def _limit(setting: str, value: Duration | None) -> timedelta | None:
+    return None if value is None else to_positive_timedelta(value, setting=setting)
 
 
 def _fields_of(template: str, signature: inspect.Signature, function_name: str) -> bool:
