@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 from zart_sqla.codec import checked_name, plain_json
-from zart_sqla.errors import ConfigError
+from zart_sqla.errors import ConfigError, NotInWorkflowError
 from zart_sqla.ids import new_id
 from zart_sqla.records import DEFAULT_QUEUE, NewExecution, RecordedStep, StepKind
 from zart_sqla.runtime import faults
@@ -224,9 +224,11 @@ async def continue_as_new(data: object = None) -> NoReturn:
     Raises:
         InvalidDataError: the data does not fit, or cannot be stored; this run goes on.
         NonDeterminismError: the run has recorded steps that it has not called again.
-        NotInWorkflowError: it is called outside the body of a workflow.
+        NotInWorkflowError: it is called outside the body of a workflow, or in its `on_cancel`.
     """
     turn = require_body("continue_as_new(...)")
+    if turn.task.is_cleanup:
+        raise NotInWorkflowError("continue_as_new(...)", "cannot follow on a cancellation: the execution has ended")
     turn.check_open()
     payload, _ = turn.handler.data_codec.pack(data, subject="the input of the next run")
     turn.check_all_called()

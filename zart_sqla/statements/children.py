@@ -126,16 +126,16 @@ def wake(names: TableNames) -> Executable:
 
     It has to be a statement after the commit of whatever may have been the last thing to wait for, a child that ended
     or a run that was put down: of two such commits at once, the statement after the later one sees both.
-    Parameters: the list `run_ids`. Returns: `task_id` and `is_woken` of each: not so while somebody has locked it.
+    Parameters: the list `run_ids`. Returns: `run_id` and `is_woken` of each: not so while somebody has locked it.
     """
-    return _wake(names, tables_of(names).tasks.c.task_id == any_(array_of("run_ids", UUID)))
+    return _wake(names, tables_of(names).tasks.c.run_id == any_(array_of("run_ids", UUID)))
 
 
 @functools.cache
 def wake_all(names: TableNames) -> Executable:
     """Make all runs due that wait for children of which few enough are open: a worker may have died before it did.
 
-    Returns: `task_id` and `is_woken` of each: not so while somebody has locked it.
+    Returns: `run_id` and `is_woken` of each: not so while somebody has locked it.
     """
     return _wake(names, true())
 
@@ -147,7 +147,7 @@ def _wake(names: TableNames, condition: ColumnElement[bool]) -> Executable:
     some = select(child.c.task_id).where(child.c.parent_run_id == tasks.c.run_id).limit(tasks.c.awaits_open + 1)
     still_open = select(func.count()).select_from(some.correlate(tasks).subquery("open")).scalar_subquery()
     ready = (
-        select(tasks.c.task_id)
+        select(tasks.c.task_id, tasks.c.run_id)
         .where(condition, tasks.c.awaits_open.is_not(None), tasks.c.worker_id.is_(None))
         .where(or_(tasks.c.due_at.is_(None), tasks.c.due_at > func.now()))
         .where(still_open <= tasks.c.awaits_open)
@@ -168,7 +168,7 @@ def _wake(names: TableNames, condition: ColumnElement[bool]) -> Executable:
         .cte("woken")
     )
     is_woken = woken.c.task_id.is_not(None).label("is_woken")
-    return select(ready.c.task_id, is_woken).outerjoin(woken, woken.c.task_id == ready.c.task_id)
+    return select(ready.c.run_id, is_woken).outerjoin(woken, woken.c.task_id == ready.c.task_id)
 
 
 @functools.cache

@@ -231,6 +231,19 @@ def finish(names: TableNames) -> Executable:
 
 
 @functools.cache
+def drop(names: TableNames) -> Executable:
+    """Delete the tasks of what a worker has done after cancellations, with what is left of its children.
+
+    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
+    """
+    tasks = tables_of(names).tasks
+    held = mine(names, rows_of("given", task_id=UUID, attempt=INTEGER))
+    children = delete_steps(names, held.c.run_id).cte("children")
+    gone = delete(tasks).where(tasks.c.task_id == held.c.task_id).returning(tasks.c.task_id)
+    return gone.add_cte(children)
+
+
+@functools.cache
 def renew(names: TableNames) -> Executable:
     """End runs whose tasks a worker holds, each with a next run of its execution that has another input.
 
@@ -255,7 +268,7 @@ def renew(names: TableNames) -> Executable:
     ended = (
         update(run)
         .values(outcome="completed", started_at=held.c.started_at, completed_at=func.now())
-        .where(run.c.run_id == held.c.run_id)
+        .where(run.c.run_id == held.c.run_id, run.c.outcome.is_(None))
         .returning(held.c.task_id, run.c.run_id, run.c.execution_id, run.c.run_index, run.c.is_awaited)
         .cte("ended")
     )

@@ -43,7 +43,8 @@ class Batch:
         add: new children.
         give_up: children that are given up.
         start: executions to be started.
-        done: tasks that end.
+        done: tasks of children that end.
+        drop: tasks of what was done after cancellations.
         put_down: tasks that are freed.
         finish: runs that end.
         renew: runs that end, and that others follow.
@@ -58,6 +59,7 @@ class Batch:
     give_up: list[ChildrenToGiveUp]
     start: list[ExecutionToStart]
     done: list[ClaimedTask]
+    drop: list[ClaimedTask]
     put_down: list[TaskToPutDown]
     finish: list[RunToFinish]
     renew: list[RunToRenew]
@@ -83,6 +85,7 @@ class Batch:
                 if write.start is not None and write.step is not None
             ],
             done=[write.task for write in writes if write.is_done],
+            drop=[write.task for write in writes if write.drops],
             put_down=[write.put_down for write in writes if write.put_down is not None],
             finish=[write.finish for write in writes if write.finish is not None],
             renew=[write.renew for write in writes if write.renew is not None],
@@ -94,8 +97,8 @@ class Batch:
     def is_one_statement(self) -> bool:
         """Whether it needs no transaction around it."""
         single = (
-            *(self.steps, self.take, self.failed, self.give_up),
-            *(self.done, self.put_down, self.finish, self.renew),
+            *(self.steps, self.take, self.failed, self.give_up, self.done),
+            *(self.drop, self.put_down, self.finish, self.renew),
         )
         return sum(map(bool, single)) == 1 and not self.add and not self.start
 
@@ -211,6 +214,7 @@ def _bound_parts(batch: Batch) -> Iterable[tuple[Callable[..., set[UUID]], Seque
         (children.add, batch.add),
         (children.give_up, batch.give_up),
         (children.remove, batch.done),
+        (tasks.drop, batch.drop),
         (tasks.put_down, batch.put_down),
         (tasks.finish, batch.finish),
         (tasks.renew, batch.renew),

@@ -225,7 +225,7 @@ def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
         case Continued(payload):
             return Write(task=task, renew=RunToRenew(task, new_id(), payload))
         case CleanedUp():
-            return Write(task=task, removes=True)
+            return Write(task=task, drops=True)
         case Suspended():
             retries = task.retries if outcome.failed is None else outcome.failed.attempt
             put_down = TaskToPutDown(

@@ -29,7 +29,7 @@ class Write:
         put_down: that the task is freed.
         finish: that its run ends.
         renew: that its run ends, and another follows.
-        removes: that the task ends, and nothing else.
+        drops: that the task ends, of what was to be done after a cancellation.
     """
 
     task: ClaimedTask
@@ -42,7 +42,7 @@ class Write:
     put_down: TaskToPutDown | None = None
     finish: RunToFinish | None = None
     renew: RunToRenew | None = None
-    removes: bool = False
+    drops: bool = False
 
     @property
     def size(self) -> int:
@@ -57,14 +57,14 @@ class Write:
 
     @property
     def is_done(self) -> bool:
-        """Whether its task ends, and not because its run does."""
-        return self.removes or (self.step is not None and self.task.child is not None)
+        """Whether its task is a child that ends."""
+        return self.step is not None and self.task.child is not None
 
     @property
     def needs_task(self) -> bool:
         """Whether it is written only while nobody else has locked the task."""
         parts = (self.add, self.give_up, self.start, self.put_down, self.finish, self.renew)
-        return self.is_done or any(part is not None for part in parts)
+        return self.is_done or self.drops or any(part is not None for part in parts)
 
     @property
     def waits_for(self) -> UUID | None:
