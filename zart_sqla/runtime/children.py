@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from zart_sqla.errors import InvalidDataError
+from zart_sqla.runtime._signals import TurnSignal
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -27,6 +30,7 @@ class Children:
         self._write = write
         self._new: list[Child] = []
         self._writing: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
 
     def add(self, child: Child) -> None:
         """Add a child, which will be written soon."""
@@ -40,11 +44,14 @@ class Children:
 
         Raises:
             TurnSignal: the turn ends here.
-            InvalidDataError: PostgreSQL refuses one.
+            InvalidDataError: PostgreSQL has refused one; that is told once.
         """
         if self._writing is not None:
             await asyncio.wait({self._writing})
             self._writing.result()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Write nothing more."""
@@ -54,4 +61,7 @@ class Children:
     async def _write_new(self) -> None:
         while self._new:
             new, self._new = self._new, []
-            await self._write(new)
+            try:
+                await self._write(new)
+            except (TurnSignal, InvalidDataError) as error:  # for whoever waits; perhaps nobody does
+                self._failure = error
