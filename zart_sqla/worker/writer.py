@@ -12,7 +12,6 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zart_sqla.client.engines import connected
@@ -88,6 +87,11 @@ class Write:
         return self.step is not None and self.task.child is not None
 
     @property
+    def ends_others(self) -> bool:
+        """Whether it deletes children that others may be at."""
+        return self.give_up is not None or self.finish is not None
+
+    @property
     def needs_task(self) -> bool:
         """Whether it is written only while nobody else has locked the task."""
         return self.is_done or any(part is not None for part in (self.give_up, self.put_down, self.finish))
@@ -126,7 +130,7 @@ class _Batch:
     @classmethod
     def of(cls, writes: Sequence[Write]) -> _Batch:
         return cls(
-            steps=[StepToRecord(write.task, write.step) for write in _in_order(writes) if write.step is not None],
+            steps=[StepToRecord(write.task, write.step) for write in writes if write.step is not None],
             take=[write.take for write in writes if write.take is not None],
             failed=[AttemptToRecord(write.task, write.failed) for write in writes if write.failed is not None],
             add=[write.add for write in writes if write.add is not None],
@@ -143,15 +147,6 @@ class _Batch:
         """Whether it needs no transaction around it."""
         parts = (self.steps, self.take, self.failed, self.add, self.give_up, self.done, self.put_down, self.finish)
         return sum(map(bool, parts)) == 1 and not self.add
-
-
-def _in_order(writes: Sequence[Write]) -> Iterable[Write]:
-    """Return the writes so that children come in one order, always: a run that gives some up inserts the same steps."""
-    of_children = [write for write in writes if write.task.child is not None]
-    if not of_children:
-        return writes
-    of_runs = (write for write in writes if write.task.child is None)
-    return chain(of_runs, sorted(of_children, key=lambda write: write.task.task_id.int))
 
 
 @dataclass(slots=True)
@@ -240,7 +235,8 @@ class Writer:
             while True:
                 await self._has_work.wait()
                 batch = self._take()
-                await self._settle(batch)
+                for part in _parts(batch):
+                    await self._settle(part)
                 if not self._queue:
                     self._has_work.clear()
                     if not self._postponed:
@@ -383,6 +379,18 @@ class Writer:
     def _held(self, connection: Connection, items: Sequence[Item]) -> list[Item]:
         held = tasks.held(connection, self._names, self._identity.worker_id, [item.task for item in items])
         return [item for item in items if item.task.task_id in held]
+
+
+def _parts(batch: Sequence[_Pending]) -> Iterable[Sequence[_Pending]]:
+    """Return the parts of the batch that are committed one after the other.
+
+    A transaction that ends children, and one that deletes them with their run, may have to wait for each other. One
+    that did both could wait for another worker's that waits for it.
+    """
+    ends_others = [pending for pending in batch if pending.write.ends_others]
+    if not ends_others or not any(pending.write.is_done for pending in batch):
+        return [batch]
+    return [[pending for pending in batch if not pending.write.ends_others], ends_others]
 
 
 def _resolve(pending: _Pending, written: _Written) -> None:
