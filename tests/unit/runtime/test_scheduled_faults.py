@@ -14,7 +14,6 @@ from zart_sqla import (
     Failure,
     InvalidDataError,
     Retry,
-    StepFailed,
     StepFailure,
     durable,
     schedule,
@@ -23,7 +22,6 @@ from zart_sqla import (
     wait,
     wait_any,
     wait_first_n,
-    wait_for_event,
 )
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Suspended
 from zart_sqla.runtime.turn import StopReason
@@ -423,81 +421,3 @@ async def test_body_that_is_retried() -> None:
     await run.run_child("a")
     assert await run.result() == 2
     assert sorted(calls) == ["a", "b", "c", "d"]
-
-
-# Side by side ----------------------------------------------------------------------------------------------------
-
-
-async def wait_and_work(names: str, after: str) -> str:
-    """Schedule steps, wait for them, and call another one."""
-    await wait([schedule(work(name)) for name in names])
-    return await work(after)
-
-
-async def test_side_by_side() -> None:
-    """Each of several waits in a task group goes on as soon as its own steps are done, beside sleeps and events."""
-
-    @durable
-    async def order() -> list[Any]:
-        async with asyncio.TaskGroup() as group:
-            one = group.create_task(wait_and_work("abc", "x"))
-            other = group.create_task(wait_and_work("de", "y"))
-            group.create_task(sleep("nap", LONG))
-            paid = group.create_task(wait_for_event("paid"))
-        return [one.result(), other.result(), paid.result()]
-
-    run = MemoryRun(order)
-    outcome = await suspended(run)
-    assert (outcome.due_at, outcome.awaits_open) == (START + timedelta(hours=1), 3)
-    assert outcome.awaits == {"paid"}
-    assert sorted(run.children) == ["a", "b", "c", "d", "e"]
-    for name in "de":
-        await run.run_child(name)
-    assert (await suspended(run)).awaits_open == 0
-    assert sorted(calls) == ["d", "e", "y"]
-    run.offer("paid", 7)
-    assert (await suspended(run)).awaits == frozenset()
-    for name in "abc":
-        await run.run_child(name)
-    outcome = await suspended(run)
-    assert (outcome.due_at, outcome.awaits_open) == (START + timedelta(hours=1), None)
-    assert await run.result() == ["x", "y", 7]
-    assert sorted(calls) == ["a", "b", "c", "d", "e", "x", "y"]
-
-
-async def test_side_by_side_and_scheduled_before() -> None:
-    """It does not matter which of the tasks of a body's own begins to wait first."""
-
-    @durable
-    async def order() -> list[Any]:
-        handles = {name: schedule(work(name)) for name in "abcd"}
-
-        async def go_on(names: str, after: str) -> str:
-            await wait([handles[name] for name in names])
-            return await work(after)
-
-        async with asyncio.TaskGroup() as group:
-            one = group.create_task(go_on("abc", "x"))
-            other = group.create_task(go_on("d", "y"))
-        return [one.result(), other.result()]
-
-    run = MemoryRun(order)
-    assert (await suspended(run)).awaits_open == 3
-    await run.run_child("d")
-    assert (await suspended(run)).awaits_open == 0
-    assert calls == ["d", "y"]
-    assert await run.result() == ["x", "y"]
-
-
-async def test_awaited_by_asyncio() -> None:
-    """What `schedule` returns is an awaitable like others."""
-
-    @durable
-    async def order() -> list[Any]:
-        a, b, failed = schedule(work("a")), schedule(work("b")), schedule(fail())
-        found = list(await asyncio.gather(a, b))
-        with pytest.raises(StepFailed):
-            await asyncio.wait_for(failed, 60)
-        return found
-
-    assert await MemoryRun(order).result() == ["a", "b"]
