@@ -322,13 +322,13 @@ class RunHistory:
     Attributes:
         steps: its checkpoints, in no particular order.
         attempts: for each step that has failed attempts and no checkpoint, how many.
-        children: the names of the children that are not done yet.
+        children: the children that are not done yet: for each name its position.
         executions: the ids of the executions that it has started and that have not ended.
     """
 
     steps: Sequence[RecordedStep] = ()
     attempts: dict[str, int] = field(default_factory=dict[str, int])
-    children: Sequence[str] = ()
+    children: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
     executions: Sequence[str] = ()
 
 

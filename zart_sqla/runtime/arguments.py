@@ -30,12 +30,13 @@ def pack(call: StepCall[Any], home: str) -> str:
         InvalidDataError: an argument does not fit its annotation, or cannot be stored.
     """
     step = call.step
+    path = _path_to(step, home)
     bound = step.signature.bind(*call.args, **call.kwargs)
     arguments = ", ".join(
         f"{json.dumps(name)}: {_codec_of(step, name).pack(value, subject=f'{name!r} of {call.name!r}')[0]}"
         for name, value in bound.arguments.items()
     )
-    return f'{{"step": {_path_to(step, home)}, "arguments": {{{arguments}}}}}'
+    return f'{{"step": {path}, "arguments": {{{arguments}}}}}'
 
 
 def unpack(text: str, name: str, home: str) -> StepCall[Any]:
@@ -87,7 +88,7 @@ def _find(path: str, home: str) -> Step[..., Any] | None:
         found: Any = sys.modules.get(module or home) or importlib.import_module(module or home)
         for name in qualname.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError):
+    except Exception:  # noqa: BLE001 - whatever the import of a module comes to
         return None
     return cast("Step[..., Any]", found) if isinstance(found, Step) else None
 

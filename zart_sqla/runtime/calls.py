@@ -68,6 +68,7 @@ class Calls:
         return True
 
     async def _all_pause(self) -> None:
+        await asyncio.sleep(0)  # a task that the body has just begun comes to its first call
         while True:
             while self._under_way != self._paused:
                 await self._changed.wait()

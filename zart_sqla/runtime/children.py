@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from zart_sqla.errors import InvalidDataError
+from zart_sqla.runtime._signals import TurnSignal
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -32,6 +35,7 @@ class Children:
         self._write = write
         self._new: list[Child] = []
         self._writing: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
 
     @property
     def count(self) -> int:
@@ -50,11 +54,14 @@ class Children:
 
         Raises:
             TurnSignal: the turn ends here.
-            InvalidDataError: PostgreSQL refuses one.
+            InvalidDataError: PostgreSQL has refused one; that is told once.
         """
         if self._writing is not None:
             await asyncio.wait({self._writing})
             self._writing.result()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Write nothing more."""
@@ -64,4 +71,7 @@ class Children:
     async def _write_new(self) -> None:
         while self._new:
             new, self._new = self._new, []
-            await self._write(new)
+            try:
+                await self._write(new)
+            except (TurnSignal, InvalidDataError) as error:  # for whoever waits; perhaps nobody does
+                self._failure = error

@@ -34,7 +34,7 @@ class Place:
 
 
 class Journal:
-    """The checkpoints of one run, looked up in the order in which the code calls.
+    """The checkpoints of one run, and its children, looked up in the order in which the code calls.
 
     Args:
         history: what earlier turns recorded.
@@ -42,9 +42,13 @@ class Journal:
 
     def __init__(self, history: RunHistory) -> None:
         self._recorded = {step.name: step for step in history.steps}
-        self._by_position = {step.position: step for step in history.steps if step.position is not None}
+        self._known = {name: (StepKind.CHILD, position) for name, position in history.children.items()}
+        self._known |= {step.name: (step.kind, step.position) for step in history.steps}
+        self._name_at = {position: name for name, (_, position) in self._known.items() if position is not None}
         self._failed_attempts = history.attempts
-        self._unmet = set(self._recorded)
+        # What a task of the body's own has scheduled may be scheduled later than the body ends.
+        scheduled = {name for name, position in history.children.items() if position is not None}
+        self._unmet = scheduled | set(self._recorded)
         self._last_number: dict[str, int] = {}
         self._next_position = 0
 
@@ -76,7 +80,7 @@ class Journal:
         unique = self._numbered(checked_name("step name", name))
         position = self._advance() if is_ordered else None
         recorded = self._recorded.get(unique)
-        self._check(unique, kind, position, recorded)
+        self._check(unique, kind, position)
         self._unmet.discard(unique)
         return Place(unique, kind, position, recorded, self._failed_attempts.get(unique, 0))
 
@@ -89,27 +93,30 @@ class Journal:
     def skip_to(self, marker: RecordedStep) -> None:
         """Go on behind the place that is marked, without calling what came before."""
         position = marker.position or 0
-        before = [name for name, step in self._recorded.items() if (step.position or 0) <= position]
+        before = [name for name in self._known if self._position_of(name) <= position]
         self._unmet.difference_update(before)
         self._last_number = json.loads(marker.result or "{}")
         self._next_position = position + 1
 
     def skip_to_end(self) -> None:
-        """Go on behind all that is recorded, without calling it."""
-        known = (*self._recorded, *self._failed_attempts)
+        """Go on behind all that is known, without calling it."""
+        known = (*self._known, *self._failed_attempts)
         self._last_number = dict.fromkeys(known, 1) | self._last_number
-        self._next_position = max((self._next_position, *(position + 1 for position in self._by_position)))
+        self._next_position = max((self._next_position, *(position + 1 for position in self._name_at)))
         self._unmet.clear()
 
     def check_end(self) -> None:
-        """Check that all that is recorded has been called.
+        """Check that all that is known has been called.
 
         Raises:
             NonDeterminismError: something was not.
         """
         if self._unmet:
-            missed = min((self._recorded[name] for name in self._unmet), key=lambda step: step.position or 0)
-            raise NonDeterminismError(missed.position or 0, recorded=missed.name, called=None)
+            missed = min(self._unmet, key=self._position_of)
+            raise NonDeterminismError(self._position_of(missed), recorded=missed, called=None)
+
+    def _position_of(self, name: str) -> int:
+        return self._known[name][1] or 0
 
     def _numbered(self, name: str) -> str:
         number = self._last_number.get(name, 0) + 1
@@ -126,11 +133,9 @@ class Journal:
         self._next_position += 1
         return position
 
-    def _check(self, name: str, kind: StepKind, position: int | None, recorded: RecordedStep | None) -> None:
-        expected = None if position is None else self._by_position.get(position)
-        if expected is not None and expected.name != name:
-            raise NonDeterminismError(position or 0, recorded=expected.name, called=name)
-        if recorded is not None and (recorded.position != position or recorded.kind is not kind):
-            raise NonDeterminismError(
-                position or 0, recorded=expected.name if expected else None, called=f"{name} ({kind})"
-            )
+    def _check(self, name: str, kind: StepKind, position: int | None) -> None:
+        expected = None if position is None else self._name_at.get(position)
+        if expected is not None and expected != name:
+            raise NonDeterminismError(position or 0, recorded=expected, called=name)
+        if self._known.get(name, (kind, position)) != (kind, position):
+            raise NonDeterminismError(position or 0, recorded=expected, called=f"{name} ({kind})")

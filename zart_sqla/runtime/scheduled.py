@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from zart_sqla.errors import ConfigError, NotInWorkflowError
+from zart_sqla.errors import ConfigError, NonDeterminismError, NotInWorkflowError
 from zart_sqla.records import Child, RecordedStep, StepKind
 from zart_sqla.runtime import arguments
 from zart_sqla.runtime.answers import answer_of, outcome
@@ -113,7 +113,7 @@ async def wait(handles: Iterable[Scheduled[T]]) -> list[Answer[T]]:
     turn = body_turn()
     if turn is None:
         return [await outcome(handle.call) for handle in wanted]
-    await _done(turn, wanted, len(_by_name(wanted)))
+    await _done(turn, wanted, len(_distinct(wanted)))
     return [_answer(turn, handle) for handle in wanted]
 
 
@@ -132,7 +132,7 @@ async def wait_any(handles: Iterable[Scheduled[T]]) -> tuple[Answer[T], list[Sch
     [first] = await _first(wanted, 1, "wait_any", gives_up=False)
     turn = body_turn()
     answer = await outcome(first.call) if turn is None else _answer(turn, first)
-    return answer, [handle for handle in wanted if handle.name != first.name]
+    return answer, [handle for handle in wanted if handle is not first]
 
 
 async def wait_first_n(handles: Iterable[Scheduled[T]], n: int) -> list[Answer[T]]:
@@ -168,8 +168,8 @@ def _checked(caller: str, handles: Iterable[Scheduled[T]]) -> list[Scheduled[T]]
 
 async def _done(turn: Turn, wanted: Sequence[Scheduled[Any]], count: int) -> None:
     """Return if so many of them are done; if not, end the turn until they are."""
-    turn.check_open()
-    missing = count - sum(handle.recorded is not None for handle in _by_name(wanted).values())
+    turn.arrive()
+    missing = count - sum(handle.recorded is not None for handle in _distinct(wanted))
     if missing > 0:
         with turn.calls.under_way():
             await turn.children.written()
@@ -179,26 +179,38 @@ async def _done(turn: Turn, wanted: Sequence[Scheduled[Any]], count: int) -> Non
 
 async def _first(wanted: Sequence[Scheduled[T]], n: int, name: str, *, gives_up: bool) -> list[Scheduled[T]]:
     """Return the first `n` of them to be done."""
-    by_name = _by_name(wanted)
-    if not (name == "wait_first_n" and n == 0) and not 1 <= n <= len(by_name):
-        raise ConfigError(name, expected=f"at least {n if n > 0 else 1} scheduled steps", actual=len(by_name))
+    distinct = _distinct(wanted)
+    if not (name == "wait_first_n" and n == 0) and not 1 <= n <= len(distinct):
+        raise ConfigError(name, expected=f"at least {n if n > 0 else 1} scheduled steps", actual=len(distinct))
     turn = body_turn()
     if turn is None:
-        return list(by_name.values())[:n]
+        return distinct[:n]
     place = turn.enter(name, StepKind.CHOICE)
     recorded = place.recorded
     if recorded is None:
         await _done(turn, wanted, n)
-        winners = sorted((handle for handle in by_name.values() if handle.recorded), key=_done_first)[:n]
-        losers = [handle.name for handle in by_name.values() if handle.recorded is None] if gives_up else []
-        recorded = await _chosen(turn, place, [handle.name for handle in winners], losers)
-    chosen = [by_name[known] for known in json.loads(recorded.result or "[]")]
+        winners = sorted((handle for handle in distinct if handle.recorded), key=_done_first)[:n]
+        losers = [handle.name for handle in distinct if handle.recorded is None] if gives_up else []
+        recorded = await _record(turn, place, [handle.name for handle in winners], losers)
+    chosen = _chosen(turn, place, distinct, json.loads(recorded.result or "[]"))
     await _done(turn, chosen, n)
     return chosen
 
 
-async def _chosen(turn: Turn, place: Place, winners: Sequence[str], losers: Sequence[str]) -> RecordedStep:
+def _chosen(turn: Turn, place: Place, handles: Sequence[Scheduled[T]], names: Sequence[str]) -> list[Scheduled[T]]:
+    """Return those of the handles that are recorded as the first."""
+    by_name = {handle.name: handle for handle in handles}
+    for name in names:
+        if name not in by_name:
+            called = f"{place.name} (without {name})"
+            raise turn.diverge(NonDeterminismError(place.position or 0, recorded=place.name, called=called))
+    return [by_name[name] for name in names]
+
+
+async def _record(turn: Turn, place: Place, winners: Sequence[str], losers: Sequence[str]) -> RecordedStep:
     with turn.calls.under_way():
+        if losers:  # what has only just been scheduled could not be given up
+            await turn.children.written()
         step = RecordedStep(
             name=place.name,
             kind=place.kind,
@@ -214,8 +226,8 @@ def _done_first(handle: Scheduled[Any]) -> tuple[Any, ...]:
     return recorded.completed_at, recorded.position is None, recorded.position, recorded.name
 
 
-def _by_name(handles: Sequence[Scheduled[T]]) -> dict[str, Scheduled[T]]:
-    return {handle.name: handle for handle in handles}
+def _distinct(handles: Sequence[Scheduled[T]]) -> list[Scheduled[T]]:
+    return list(dict.fromkeys(handles))
 
 
 def _answer(turn: Turn, handle: Scheduled[T]) -> Answer[T]:

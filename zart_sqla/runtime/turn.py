@@ -17,7 +17,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from zart_sqla.errors import ExecutionTimeout, NonDeterminismError
+from zart_sqla.errors import ExecutionTimeout, InvalidDataError, NonDeterminismError
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep, StepKind
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
@@ -264,6 +264,8 @@ class Turn:
         if error.category == "execution_timeout":  # the body may not have got as far as it had before
             self.journal.skip_to_end()
         marker = self.journal.mark("on_failure", StepKind.FAILURE, error)
+        with contextlib.suppress(InvalidDataError):  # one that is not there has not to be given up
+            await self.children.written()
         await self.record(marker, gives_up=sorted(self.children.open))
         self.journal.skip_to(marker)
         return await self._run_on_failure(error)
@@ -312,14 +314,27 @@ class Turn:
             InvalidNameError: the name cannot be stored.
             NonDeterminismError: another call is recorded at this place.
         """
-        self.check_open()
-        is_ordered = not self.is_async or asyncio.current_task() is self._asyncio_task
-        self.calls.has_tasks |= not is_ordered
+        is_ordered = self.arrive()
         try:
             return self.journal.enter(name, kind, is_ordered=is_ordered)
         except NonDeterminismError as error:
-            self._divergence = error  # the run stops here, even if the body catches it
-            raise
+            raise self.diverge(error) from None
+
+    def arrive(self) -> bool:
+        """Return whether the order of what calls here, the body and not a task of its own, is the same at each replay.
+
+        Raises:
+            BaseException: as `check_open` does.
+        """
+        self.check_open()
+        is_ordered = not self.is_async or asyncio.current_task() is self._asyncio_task
+        self.calls.has_tasks |= not is_ordered
+        return is_ordered
+
+    def diverge(self, error: NonDeterminismError) -> NonDeterminismError:
+        """Remember that the code has changed: the run stops here, even if the body catches the error."""
+        self._divergence = error
+        return error
 
     def check_all_called(self) -> None:
         """Check that all that is recorded has been called.
@@ -330,8 +345,7 @@ class Turn:
         try:
             self.journal.check_end()
         except NonDeterminismError as error:
-            self._divergence = error
-            raise
+            raise self.diverge(error) from None
 
     def check_open(self) -> None:
         """Check that the turn is not ending.

@@ -106,7 +106,7 @@ def give_up(names: TableNames) -> Executable:
         .cte("gone")
     )
     error = error_of(gone.c.step, bindparam("error", type_=Text))
-    # In the order in which the writer records children: two who insert the same steps then never wait for each other.
+    # In the order in which children are recorded: two who insert the same steps then never wait for each other.
     rows = select(gone.c.run_id, gone.c.step, literal("child", Text), gone.c.position, gone.c.attempt, error).order_by(
         gone.c.task_id
     )

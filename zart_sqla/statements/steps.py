@@ -50,6 +50,8 @@ def is_recorded(names: TableNames, run_id: ColumnElement[Any], name: ColumnEleme
 def record(names: TableNames) -> Executable:
     """Insert checkpoints of runs whose tasks a worker holds, and complete those that had only begun.
 
+    They are inserted in the order in which a run that gives children up inserts the same: so two such statements never
+    wait for each other. The planner keeps no other order than one that is asked for.
     Parameters: `me` and `rows_of` lists. Returns: `(run_id, name)` of those that were written; one is missing
     if the task is not the worker's any more, or if the checkpoint was there before.
     """
@@ -81,7 +83,7 @@ def record(names: TableNames) -> Executable:
         given.c.wake_at,
         case((_is_open(given), null()), else_=func.now()),
     ).select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
-    inserted = pg_insert(t.steps).from_select([*COLUMNS, "completed_at"], rows)
+    inserted = pg_insert(t.steps).from_select([*COLUMNS, "completed_at"], rows.order_by(t.tasks.c.task_id))
     return completed(names, inserted).returning(t.steps.c.run_id, t.steps.c.name)
 
 

@@ -101,14 +101,14 @@ def journal(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) 
     """Return what earlier turns of the runs recorded."""
     recorded: dict[UUID, list[RecordedStep]] = {run_id: [] for run_id in run_ids}
     attempts: dict[UUID, dict[str, int]] = {run_id: {} for run_id in recorded}
-    still_open: dict[UUID, list[str]] = {run_id: [] for run_id in recorded}
+    still_open: dict[UUID, dict[str, int | None]] = {run_id: {} for run_id in recorded}
     executions: dict[UUID, list[str]] = {run_id: [] for run_id in recorded}
     for row in connection.execute(steps.journal(names), {"run_ids": list(recorded)}):
         match row.kind:
             case "attempts":
                 attempts[row.run_id][row.name] = row.attempts
             case "open":
-                still_open[row.run_id].append(row.name)
+                still_open[row.run_id][row.name] = row.position
             case "open execution":
                 executions[row.run_id].append(row.name)
             case _:

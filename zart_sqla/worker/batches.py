@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zart_sqla.runtime import faults
@@ -72,7 +71,7 @@ class Batch:
         return cls(
             steps=[
                 StepToRecord(write.task, write.step)
-                for write in _in_order(writes)
+                for write in writes
                 if write.step is not None and write.start is None
             ],
             take=[write.take for write in writes if write.take is not None],
@@ -101,15 +100,6 @@ class Batch:
             *(self.drop, self.put_down, self.finish, self.renew),
         )
         return sum(map(bool, single)) == 1 and not self.add and not self.start
-
-
-def _in_order(writes: Sequence[Write]) -> Iterable[Write]:
-    """Return the writes so that children come in one order, always: a run that gives some up inserts the same steps."""
-    of_children = [write for write in writes if write.task.child is not None]
-    if not of_children:
-        return writes
-    of_runs = (write for write in writes if write.task.child is None)
-    return chain(of_runs, sorted(of_children, key=lambda write: write.task.task_id.int))
 
 
 @dataclass(slots=True)

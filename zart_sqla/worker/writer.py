@@ -121,7 +121,8 @@ class Writer:
             while True:
                 await self._has_work.wait()
                 batch = self._take()
-                await self._settle(batch)
+                for part in _parts(batch):
+                    await self._settle(part)
                 if not self._queue:
                     self._has_work.clear()
                     if not self._postponed:
@@ -210,6 +211,18 @@ class Writer:
 
     def _apply(self, connection: Connection, batch: Batch) -> Written:
         return Application(connection, self._names, self._identity.worker_id).apply(batch)
+
+
+def _parts(batch: Sequence[_Pending]) -> Iterable[Sequence[_Pending]]:
+    """Return the parts of the batch that are committed one after the other.
+
+    A transaction that ends children, and one that deletes them with their run, may have to wait for each other. One
+    that did both could wait for another worker's that waits for it.
+    """
+    ends_others = [pending for pending in batch if pending.write.ends_others]
+    if not ends_others or not any(pending.write.is_done for pending in batch):
+        return [batch]
+    return [[pending for pending in batch if not pending.write.ends_others], ends_others]
 
 
 def _resolve(pending: _Pending, written: Written) -> None:

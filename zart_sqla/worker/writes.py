@@ -61,6 +61,11 @@ class Write:
         return self.step is not None and self.task.child is not None
 
     @property
+    def ends_others(self) -> bool:
+        """Whether it deletes children that others may be at."""
+        return self.drops or any(part is not None for part in (self.give_up, self.finish, self.renew))
+
+    @property
     def needs_task(self) -> bool:
         """Whether it is written only while nobody else has locked the task."""
         parts = (self.add, self.give_up, self.start, self.put_down, self.finish, self.renew)

@@ -230,17 +230,13 @@ class MemoryRun:
         done = self.recorder.steps
         failed = [one for one in self.recorder.attempts if one.step and one.step not in done]
         attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
+        children = {one.name: one.position for one in self.recorder.children.values()}
         executions = [
             one.execution_id
             for one in self.recorder.started
             if not self.recorder.executions[one.execution_id].status.is_terminal
         ]
-        return RunHistory(
-            steps=list(done.values()),
-            attempts=attempts,
-            children=list(self.recorder.children),
-            executions=executions,
-        )
+        return RunHistory(steps=list(done.values()), attempts=attempts, children=children, executions=executions)
 
     @property
     def children(self) -> list[str]:
@@ -273,7 +269,11 @@ class MemoryRun:
     async def run_child(self, name: str) -> Outcome:
         """Make one turn of a child, as another worker would."""
         child = self.recorder.children[name]
-        history = RunHistory(attempts={name: self.history.attempts[name]} if name in self.history.attempts else {})
+        known = self.history
+        history = RunHistory(
+            steps=[step for step in known.steps if step.name == name],
+            attempts={step: count for step, count in known.attempts.items() if step == name},
+        )
         task = replace(self.task, task_id=uuid4(), parent_run_id=self.task.run_id, child=child, attempt=1)
         return await asyncio.create_task(ChildTurn(task, self.handler, history, self.recorder).run())
 
