@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.statements.arrays import INTEGER, TEXT, UUID, array_of, rows_of
-from zart_sqla.statements.fences import alive, mine
+from zart_sqla.statements.fences import mine
 from zart_sqla.statements.steps import is_recorded
 
 if TYPE_CHECKING:
@@ -49,33 +49,41 @@ def delete_steps(names: TableNames, run_id: ColumnElement[Any]) -> Delete:
 def add(names: TableNames) -> Executable:
     """Insert children of runs whose tasks a worker holds, unless they are there, or done.
 
-    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that were inserted.
+    It writes the tasks of the runs: whoever cancels a run comes before that, or sees its new children.
+    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those runs' tasks that it still held and nobody has
+    locked.
     """
     t = tables_of(names)
-    me = alive(names)
-    given = rows_of(
-        "given", task_id=UUID, attempt=INTEGER, child_id=UUID, name=TEXT, child_position=INTEGER, child_call=TEXT
+    turns = rows_of("turn", task_id=UUID, attempt=INTEGER)
+    held = mine(names, turns)
+    written = (
+        update(t.tasks)
+        .values(is_waiting=False)
+        .where(t.tasks.c.task_id == held.c.task_id)
+        .returning(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.task_name, t.tasks.c.queue, t.tasks.c.started_at)
+        .cte("written")
     )
-    held = given.join(t.tasks, (t.tasks.c.task_id == given.c.task_id) & (t.tasks.c.attempt == given.c.attempt))
+    given = rows_of("given", task_id=UUID, child_id=UUID, name=TEXT, child_position=INTEGER, child_call=TEXT)
     rows = (
         select(
             given.c.child_id,
-            t.tasks.c.run_id,
-            t.tasks.c.task_name,
-            t.tasks.c.queue,
+            written.c.run_id,
+            written.c.task_name,
+            written.c.queue,
             func.now(),
-            t.tasks.c.started_at,
-            t.tasks.c.run_id,
+            written.c.started_at,
+            written.c.run_id,
             given.c.name,
             given.c.child_position,
             cast(given.c.child_call, JSON),
         )
-        .select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
-        .where(~is_recorded(names, t.tasks.c.run_id, given.c.name))
+        .select_from(given.join(written, written.c.task_id == given.c.task_id))
+        .where(~is_recorded(names, written.c.run_id, given.c.name))
     )
     columns = ("task_id", "run_id", "task_name", "queue", "due_at", "started_at", "parent_run_id")
     inserted = pg_insert(t.tasks).from_select([*columns, "step", "position", "call"], rows)
-    return inserted.on_conflict_do_nothing(index_elements=[t.tasks.c.task_id]).returning(t.tasks.c.task_id)
+    new = inserted.on_conflict_do_nothing(index_elements=[t.tasks.c.task_id]).cte("new")
+    return select(written.c.task_id).add_cte(new)
 
 
 @functools.cache
@@ -119,6 +127,16 @@ def give_up(names: TableNames) -> Executable:
 def error_of(step: ColumnElement[Any], error: ColumnElement[str]) -> ColumnElement[Any]:
     """Return the error, given as JSON text, as that of a step."""
     return cast(func.jsonb_set(cast(error, JSONB), _STEP_PATH, func.to_jsonb(step)), JSON)
+
+
+@functools.cache
+def end(names: TableNames) -> Executable:
+    """Delete the children of a run whose task is deleted.
+
+    It is a statement after that one, which may have waited for the commit of new children without seeing them.
+    Parameters: `ended_run`. Returns: the `worker_id` of each.
+    """
+    return delete_steps(names, bindparam("ended_run", type_=UUID)).returning(tables_of(names).tasks.c.worker_id)
 
 
 @functools.cache

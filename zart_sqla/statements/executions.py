@@ -27,7 +27,6 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from zart_sqla.models.mapping import run_status, tables_of
 from zart_sqla.records import GIVEN_UP
 from zart_sqla.statements.arrays import TEXT, TIMESTAMP_TZ, UUID, rows_of
-from zart_sqla.statements.children import delete_steps
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -153,10 +152,10 @@ def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, st
 
 @functools.cache
 def cancel(names: TableNames) -> Executable:
-    """End the current run of an execution as cancelled, with what is left of its children, if it has not ended.
+    """End the current run of an execution as cancelled, if it has not ended; for its children see `children.end`.
 
     Whoever deletes the run's task makes the one terminal transition of the run; so does this.
-    Parameters: `id`. Returns: `(run_id, is_held)`, whether workers are at it, if it was this statement that ended it.
+    Parameters: `id`. Returns: `(run_id, is_held)`, whether a worker is at it, if it was this statement that ended it.
     """
     t = tables_of(names)
     current = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
@@ -173,9 +172,7 @@ def cancel(names: TableNames) -> Executable:
         .returning(t.execution_runs.c.run_id)
         .cte("ended")
     )
-    children = delete_steps(names, gone.c.run_id).returning(t.tasks.c.worker_id).cte("children")
-    has_children_held = exists(select(children.c.worker_id).where(children.c.worker_id.is_not(None)))
-    is_held = or_(gone.c.worker_id.is_not(None), has_children_held).label("is_held")
+    is_held = gone.c.worker_id.is_not(None).label("is_held")
     return select(gone.c.run_id, is_held).join(ended, ended.c.run_id == gone.c.run_id)
 
 

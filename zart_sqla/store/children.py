@@ -51,24 +51,23 @@ def child_id(run_id: UUID, name: str) -> UUID:
     return uuid.uuid5(run_id, name)
 
 
-_ADD = ("task_id", "attempt", "child_id", "name", "child_position", "child_call")
+_ADD = ("task_id", "child_id", "name", "child_position", "child_call")
 
 
-def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[ChildrenToAdd]) -> None:
-    """Insert children of runs whose tasks the worker holds; of others, and those that are there or done, none."""
+def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[ChildrenToAdd]) -> set[UUID]:
+    """Insert children of runs whose tasks the worker holds, but for those that are there or done.
+
+    Returns:
+        The tasks of runs that the worker still held.
+    """
     rows = (
-        (
-            item.task.task_id,
-            item.task.attempt,
-            child_id(item.task.run_id, child.name),
-            child.name,
-            child.position,
-            child.call,
-        )
+        (item.task.task_id, child_id(item.task.run_id, child.name), child.name, child.position, child.call)
         for item in new
         for child in item.children
     )
-    connection.execute(children.add(names), {"me": worker_id, **parameters_of("given", _ADD, rows)})
+    turns = parameters_of("turn", ("task_id", "attempt"), ((item.task.task_id, item.task.attempt) for item in new))
+    given = parameters_of("given", _ADD, rows)
+    return set(connection.scalars(children.add(names), {"me": worker_id, **turns, **given}))
 
 
 def remove(connection: Connection, names: TableNames, worker_id: UUID, done: Iterable[ClaimedTask]) -> set[UUID]:
@@ -97,6 +96,16 @@ def give_up(
     parameters = {"me": worker_id, "error": error_to_json(_GIVEN_UP)}
     given = parameters_of("given", ("task_id", "attempt", "child_id"), rows)
     return set(connection.scalars(children.give_up(names), {**parameters, **given}))
+
+
+def end(connection: Connection, names: TableNames, run_id: UUID) -> bool:
+    """Delete what is left of the children of a run that has ended.
+
+    Returns:
+        Whether workers are at some of them.
+    """
+    workers = list(connection.scalars(children.end(names), {"ended_run": run_id}))
+    return any(worker is not None for worker in workers)
 
 
 def wake(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) -> dict[UUID, bool]:

@@ -13,6 +13,7 @@ from zart_sqla.errors import ConfigError
 from zart_sqla.records import ExecutionFilter, ExecutionInfo, ExecutionStatus, NewExecution, Page, StepInfo
 from zart_sqla.statements import executions, notifications, steps
 from zart_sqla.statements.arrays import parameters_of
+from zart_sqla.store import children
 from zart_sqla.store.rows import error_from_json, execution_info, step_info
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def steps_of(connection: Connection, names: TableNames, execution_id: str) -> li
 
 
 def cancel(connection: Connection, names: TableNames, execution_id: str) -> bool:
-    """End the execution's current run as cancelled, and tell its worker and those who wait for it.
+    """End the execution's current run as cancelled, with its children, and tell its workers and who waits for it.
 
     Returns:
         Whether it was this call that ended it.
@@ -106,8 +107,9 @@ def cancel(connection: Connection, names: TableNames, execution_id: str) -> bool
     row = connection.execute(executions.cancel(names), {"id": execution_id}).one_or_none()
     if row is None:
         return False
+    has_children_held = children.end(connection, names, row.run_id)
     notify(connection, names.done_channel, str(row.run_id))
-    if row.is_held:
+    if row.is_held or has_children_held:
         notify(connection, names.work_channel, f"cancel {row.run_id}")
     return True
 

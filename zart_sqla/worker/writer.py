@@ -90,7 +90,7 @@ class Write:
     @property
     def needs_task(self) -> bool:
         """Whether it is written only while nobody else has locked the task."""
-        return self.is_done or any(part is not None for part in (self.give_up, self.put_down, self.finish))
+        return self.is_done or any(part is not None for part in (self.add, self.give_up, self.put_down, self.finish))
 
     @property
     def waits_for(self) -> UUID | None:
@@ -161,14 +161,12 @@ class _Written:
     Attributes:
         steps: the checkpoints that are recorded now, new or from before; and waits for which there was no event.
         failed: the failed attempts that are recorded now.
-        held: tasks to which children were added, if they are the worker's.
-        tasks: the tasks that were freed, finished or done, or whose children were given up.
+        tasks: the tasks that were freed, finished or done, or whose children were added or given up.
         locked: those that were not, because somebody else has locked them.
     """
 
     steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
     failed: set[tuple[UUID, str]] = field(default_factory=set[Any])
-    held: set[UUID] = field(default_factory=set[Any])
     tasks: set[UUID] = field(default_factory=set[Any])
     locked: set[UUID] = field(default_factory=set[Any])
 
@@ -337,8 +335,7 @@ class Writer:
         if batch.failed:
             written.failed = tasks.record_attempts(connection, names, me, batch.failed)
         if batch.add:
-            children.add(connection, names, me, batch.add)
-            written.held = tasks.held(connection, names, me, [item.task for item in batch.add])
+            written.tasks |= children.add(connection, names, me, batch.add)
             executions.notify_work(connection, names)
         if batch.give_up:
             written.tasks |= children.give_up(connection, names, me, batch.give_up)
@@ -394,7 +391,6 @@ def _resolve(pending: _Pending, written: _Written) -> None:
     is_written = (
         (named is None or step is not None)
         and (write.failed is None or (write.task.run_id, write.failed.step) in written.failed)
-        and (write.add is None or write.task.task_id in written.held)
         and (not write.needs_task or write.task.task_id in written.tasks)
     )
     if is_written:
