@@ -218,6 +218,7 @@ class _Machinery:
     async def _wind_down(self) -> None:
         poller, writer, waker = self._loops
         self._poller.stop()
+        self._waker.leave()
         await self._let_finish(poller)
         self._writer.hurry()
         poller.cancel()  # before the turns are stopped: no claim that is still under way may start another
