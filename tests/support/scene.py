@@ -6,8 +6,22 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sqlalchemy import func, select
+
 from tests.support.waiting import eventually
-from zart_sqla import Answer, ExecutionHandle, ExecutionStatus, Ok, Retry, StepKind, StepStatus, context, step
+from zart_sqla import (
+    Answer,
+    ExecutionHandle,
+    ExecutionStatus,
+    Ok,
+    PostgresScheduler,
+    Retry,
+    StepKind,
+    StepStatus,
+    context,
+    step,
+)
+from zart_sqla.models import tables_of
 
 
 class Scene:
@@ -120,3 +134,11 @@ async def is_asleep(handle: ExecutionHandle[Any]) -> bool:
     steps = await handle.steps()
     sleeps = any(one.kind is StepKind.SLEEP and one.status is StepStatus.WAITING for one in steps)
     return sleeps and await handle.status() is ExecutionStatus.WAITING
+
+
+async def all_wait(scheduler: PostgresScheduler) -> bool:
+    """Tell whether all that is in the queue waits, runs and children, and no worker is at any of it."""
+    tasks = tables_of(scheduler.names).tasks
+    async with scheduler.engine.connect() as connection:
+        query = select(func.bool_and(tasks.c.is_waiting & tasks.c.worker_id.is_(None)))
+        return bool(await connection.scalar(query))

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from tests.support.scene import (
     Scene,
+    all_wait,
     fail,
     is_asleep,
     pass_gate,
@@ -191,23 +192,14 @@ async def test_waiting_for_a_retry(migrated_url: str, scene: Scene) -> None:
         handle = await scheduler.start(group)
         await eventually(lambda: scene.ran, Counter({"later": 1, "now": 1, "too": 1}))
         await until_recorded(handle, 1)
-        await until(handle, ExecutionStatus.WAITING)
-
-        async def waiting() -> list[tuple[str, str, int, Any]]:
-            steps = [one for one in await handle.steps() if one.status is StepStatus.WAITING]
-            return [(one.name, one.kind.value, one.attempts, one.error and one.error["message"]) for one in steps]
-
-        expected = [(name, "child", 1, name) for name in ("later", "too")]
-        assert sorted(await eventually(lambda: both(waiting))) == expected
+        await eventually(lambda: all_wait(scheduler))
+        waiting = [one for one in await handle.steps() if one.status is StepStatus.WAITING]
+        assert sorted(one.name for one in waiting) == ["later", "too"]
+        assert {(one.kind, one.attempts) for one in waiting} == {(StepKind.CHILD, 1)}
+        assert all(one.error and one.error["error_type"] == "OSError" for one in waiting)
         await let_time_pass(scheduler)  # the run itself is woken too, sees that it is not yet time, and waits on
         assert await handle.result(timeout=PATIENCE) == [2, 1, 2]
     assert scene.ran == Counter({"later": 2, "now": 1, "too": 2})
-
-
-async def both(waiting: Any) -> Any:
-    """Return what waits, once both have failed."""
-    found = await waiting()
-    return found if all(attempts for _, _, attempts, _ in found) and len(found) == 2 else None
 
 
 async def test_open_children_are_listed(migrated_url: str, scene: Scene) -> None:
@@ -384,7 +376,7 @@ async def test_plain_workflow(migrated_url: str, scene: Scene) -> None:
         await eventually(scene.ran.total, 20)
         for handle in handles:
             await until_recorded(handle, 2)
-            await until(handle, ExecutionStatus.WAITING)
+        await eventually(lambda: all_wait(scheduler))
         await let_time_pass(scheduler)
         for handle in handles:
             assert await handle.result(timeout=PATIENCE) == [1, 2, 1]
