@@ -1,4 +1,4 @@
-"""Measure how fast one worker process drains runs, and how soon an idle worker starts a new one."""
+"""Measure how fast one worker process drains runs and groups, and how soon an idle worker starts a new run."""
 
 import argparse
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select, text
 
-from benchmarks.workflows import STEPS, five_steps, read_clock
+from benchmarks.workflows import STEPS, five_steps, group, read_clock
 from zart_sqla import PostgresScheduler
 from zart_sqla.embedded import embedded_server
 from zart_sqla.models import tables_of
@@ -85,6 +85,17 @@ async def start_latency(scheduler: PostgresScheduler) -> float:
     return (await handle.result(timeout="30s") - began) / 1e6
 
 
+async def group_rate(scheduler: PostgresScheduler, children: int) -> float:
+    """Return how many children a second a group has, from the first claim of its run to its end."""
+    handle = await scheduler.start(group, children)
+    if await handle.result(timeout="10m") != children:
+        raise RuntimeError(f"of {children} children some failed")
+    info = await handle.info()
+    assert info.started_at is not None  # noqa: S101 - it has completed
+    assert info.completed_at is not None  # noqa: S101
+    return children / (info.completed_at - info.started_at).total_seconds()
+
+
 async def measure(url: str, options: argparse.Namespace) -> None:
     """Measure, and print the figures."""
     async with await PostgresScheduler.connect(url) as scheduler:
@@ -93,22 +104,43 @@ async def measure(url: str, options: argparse.Namespace) -> None:
             await start_latency(scheduler)  # the worker is there now
             latencies = [await start_latency(scheduler) for _ in range(options.starts)]
             drains = [await drain(scheduler, options.runs) for _ in range(options.repetitions)]
-    report(latencies, drains, counts)
+        with worker_process(url, options.concurrency) as group_counts:
+            await start_latency(scheduler)
+            groups = [await group_rate(scheduler, options.children) for _ in range(options.repetitions)]
+    children = options.children * options.repetitions
+    report([*rows_of_drains(latencies, drains, counts), *rows_of_groups(groups, children, group_counts)])
 
 
-def report(latencies: list[float], drains: list[Drain], counts: dict[str, int]) -> None:
-    """Print the figures."""
+def rows_of_drains(latencies: list[float], drains: list[Drain], counts: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the figures of drains and starts."""
     rates = sorted(each.steps_per_second for each in drains)
     steps = sum(each.runs * STEPS for each in drains)
     commits = sum(each.commits for each in drains)
-    rows = [
-        ("drain: steps/s, median (min, max)", f"{statistics.median(rates):,.0f} ({rates[0]:,.0f}, {rates[-1]:,.0f})"),
+    return [
+        ("drain: steps/s, median (min, max)", spread(rates)),
         ("drain: runs/s, median", f"{statistics.median(rates) / STEPS:,.0f}"),
         ("commits per step, all sessions", f"{commits / steps:.4f}"),
         ("statements per step, worker's pool", f"{counts.get('statements', 0) / steps:.4f}"),
         ("start to body, ms: median", f"{statistics.median(latencies):.1f}"),
         ("start to body, ms: p99", f"{statistics.quantiles(latencies, n=100)[98]:.1f}"),
     ]
+
+
+def rows_of_groups(rates: list[float], children: int, counts: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the figures of groups."""
+    return [
+        ("group: children/s, median (min, max)", spread(sorted(rates))),
+        ("statements per child, worker's pool", f"{counts.get('statements', 0) / children:.4f}"),
+    ]
+
+
+def spread(rates: list[float]) -> str:
+    """Return the median of sorted figures, and the least and the greatest."""
+    return f"{statistics.median(rates):,.0f} ({rates[0]:,.0f}, {rates[-1]:,.0f})"
+
+
+def report(rows: list[tuple[str, str]]) -> None:
+    """Print the figures."""
     for name, figure in rows:
         print(f"{name:<40}{figure:>28}")
 
@@ -118,8 +150,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--url", help="a PostgreSQL to measure on; default: an embedded one, fsync on")
     parser.add_argument("--runs", type=int, default=2000, help="how many five-step runs a drain has")
+    parser.add_argument("--children", type=int, default=10_000, help="how many children a group has")
     parser.add_argument("--concurrency", type=int, default=500, help="how many runs are under way at once")
-    parser.add_argument("--repetitions", type=int, default=7, help="how many drains")
+    parser.add_argument("--repetitions", type=int, default=7, help="how many drains, and how many groups")
     parser.add_argument("--starts", type=int, default=200, help="how many single starts")
     options = parser.parse_args()
     if options.url:

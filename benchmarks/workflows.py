@@ -2,7 +2,7 @@
 
 import time
 
-from zart_sqla import TaskRegistry, durable, step
+from zart_sqla import Ok, TaskRegistry, durable, schedule, step, wait
 
 STEPS = 5
 
@@ -21,6 +21,13 @@ async def five_steps(number: int) -> int:
     return number
 
 
+@durable("benchmark-group")
+async def group(children: int) -> int:
+    """Have children that do nothing, and tell how many did."""
+    answers = await wait([schedule(nothing(number)) for number in range(children)])
+    return sum(isinstance(answer, Ok) for answer in answers)
+
+
 @durable("benchmark-clock")
 async def read_clock() -> int:
     """Tell when the body began, by the clock that all processes of a machine share, in nanoseconds."""
@@ -29,4 +36,5 @@ async def read_clock() -> int:
 
 registry = TaskRegistry()
 registry.register(five_steps)
+registry.register(group)
 registry.register(read_clock)

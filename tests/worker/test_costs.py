@@ -20,13 +20,17 @@ from zart_sqla import (
     context,
     durable,
     gather,
+    schedule,
     sleep,
     step,
     trx,
+    wait,
     wait_for_event,
 )
 
 TRANSACTION = ["BEGIN", "COMMIT"]
+JOURNAL = "UNION ALL"
+"""What only the query has that reads what there is of runs."""
 
 
 @step
@@ -63,6 +67,12 @@ async def steps_side_by_side(count: int) -> int:
         await gather(*(number_step(number) for number in range(first, min(first + 500, count))))
     await sleep("night", "1h")
     return count
+
+
+@durable
+async def children(count: int) -> None:
+    """Run steps as tasks of their own."""
+    await wait([schedule(number_step(number)) for number in range(count)])
 
 
 @durable
@@ -119,7 +129,7 @@ class Watch:
 @asynccontextmanager
 async def watched(url: str) -> AsyncIterator[Watch]:
     """Yield the watch on a worker that has nothing to do yet."""
-    workflows = (steps_in_a_row, steps_side_by_side, sleeper, listener, retrier, writer)
+    workflows = (steps_in_a_row, steps_side_by_side, children, sleeper, listener, retrier, writer)
     outside = await asyncpg.connect(url)
     try:
         with traffic() as said:
@@ -250,7 +260,28 @@ async def test_ten_thousand_steps(migrated_url: str) -> None:
         await let_time_pass(watch.scheduler)
         assert await handle.result(timeout=PATIENCE) == 10_000
         assert [one for one in watch.said.statements if "INSERT INTO zart_steps" in one] == []
-        assert len([one for one in watch.said.statements if "CAST(zart_steps.result AS TEXT)" in one]) == 1
+        assert len([one for one in watch.said.statements if JOURNAL in one]) == 1
+
+
+async def test_children(migrated_url: str) -> None:
+    """A group costs a bounded number of statements, however many children it has, as long as a worker has slots."""
+    async with watched(migrated_url) as watch:
+        for count in (1, 10, 100, 900):
+            statements, transactions = await watch.count(lambda: watch.scheduler.start(children, count))  # noqa: B023 - awaited at once
+            start_claim_finish, add_and_notify, put_down, claim_and_payload, record_and_remove = 4, 2, 1, 2, 2
+            looks, claim_and_journal, more_batches = 2, 2, 10
+            expected = start_claim_finish + add_and_notify + put_down + claim_and_payload + record_and_remove
+            assert statements - expected - looks - claim_and_journal in range(more_batches + 1)
+            assert len(transactions) in range(2 * 3, 2 * 3 + more_batches + 1)
+
+
+async def test_a_large_group(migrated_url: str) -> None:
+    """Children share claims, commits and looks, though there are more of them than slots; the journal is read once."""
+    async with watched(migrated_url) as watch:
+        statements, transactions = await watch.count(lambda: watch.scheduler.start(children, 5_000))
+        assert statements < 150
+        assert len(transactions) < 80
+        assert len([one for one in watch.said.statements if JOURNAL in one]) == 1
 
 
 async def test_idle_worker(migrated_url: str) -> None:

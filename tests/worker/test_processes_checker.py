@@ -6,7 +6,7 @@ from typing import LiteralString
 import pytest
 
 from tests.worker.processes.audit import FORBIDDEN
-from tests.worker.processes.stage import stage
+from tests.worker.processes.stage import eventually, stage
 
 CRIMES: dict[str, LiteralString] = {
     "a run that has not ended has no task": "UPDATE zart_execution_runs SET outcome = NULL",
@@ -23,12 +23,16 @@ CRIMES: dict[str, LiteralString] = {
     "a step was recorded by somebody who did not hold the run": """
         INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, 'x', 'step', 1 FROM zart_execution_runs
     """,
+    "a child is recorded and still has a task": """
+        INSERT INTO zart_tasks (task_id, run_id, task_name, queue, parent_run_id, step)
+        SELECT gen_random_uuid(), run_id, 'x', 'x', run_id, name FROM zart_steps
+    """,
     "two workers wrote with one token": """
-        INSERT INTO audit (kind, run_id, token, is_fenced, writer)
-        SELECT kind, run_id, token, is_fenced, 'another' FROM audit WHERE kind = 'checkpoint'
+        INSERT INTO audit (kind, run_id, task_id, token, is_fenced, writer)
+        SELECT kind, run_id, task_id, token, is_fenced, 'another' FROM audit WHERE kind = 'checkpoint'
     """,
     "an older turn wrote after a newer one": """
-        INSERT INTO audit (kind, run_id, token, is_fenced) SELECT kind, run_id, token - 1, is_fenced
+        INSERT INTO audit (kind, run_id, task_id, token, is_fenced) SELECT kind, run_id, task_id, token - 1, is_fenced
         FROM audit WHERE kind = 'checkpoint'
     """,
     "an event was taken twice, or by no wait, or a wait was done without one": """
@@ -49,3 +53,42 @@ async def test_sees(migrated_url: str, tmp_path: Path) -> None:
             play.check()
             with play.database.changed(crime), pytest.raises(AssertionError, match=problem):
                 play.check()
+
+
+CHILDREN: dict[str, LiteralString] = {
+    "of no task": "INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, 'x', 'child', 1 FROM held",
+    "of a task that nobody holds": """
+        WITH freed AS (UPDATE zart_tasks SET worker_id = NULL WHERE step = 'hold-f-0' RETURNING run_id)
+        INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, 'hold-f-0', 'child', 1 FROM freed
+    """,
+    "of a task that is deleted with it": """
+        WITH gone AS (DELETE FROM zart_tasks WHERE step = 'hold-f-0' RETURNING run_id)
+        INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, 'hold-f-0', 'child', 1 FROM gone
+    """,
+    "given up, of a run that nobody holds": """
+        WITH gone AS (DELETE FROM zart_tasks WHERE step = 'hold-f-0' RETURNING run_id)
+        INSERT INTO zart_steps (run_id, name, kind, attempts, error)
+        SELECT run_id, 'hold-f-0', 'child', 1, '{"category": "step_cancelled"}' FROM gone
+    """,
+    "failed as if its worker had died, which lives": """
+        WITH gone AS (DELETE FROM zart_tasks WHERE step = 'hold-f-0' RETURNING run_id)
+        INSERT INTO zart_steps (run_id, name, kind, attempts, error)
+        SELECT run_id, 'hold-f-0', 'child', 1, '{"error_type": "WorkerCrashed"}' FROM gone
+    """,
+}
+
+
+async def test_sees_who_records_a_child(migrated_url: str, tmp_path: Path) -> None:
+    """A child is recorded by who holds its task, or its run and gives it up, or takes over from the dead: no other."""
+    async with stage(migrated_url, tmp_path) as play:
+        await play.worker()
+        handle = await play.start("fan f hold:1:gate", execution_id="one")
+        await play.began("hold-f-0")
+        play.database.execute("CREATE VIEW held AS SELECT run_id FROM zart_tasks WHERE step = 'hold-f-0'")
+        await eventually(lambda: play.database.value("SELECT bool_or(awaits_open = 0) FROM zart_tasks"))
+        play.check()
+        for crime in CHILDREN.values():
+            with play.database.changed(crime), pytest.raises(AssertionError, match="did not hold"):
+                play.check()
+        play.open("gate")
+        await handle.result(timeout="60s")

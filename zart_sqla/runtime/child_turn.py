@@ -13,6 +13,8 @@ from zart_sqla.runtime.outcomes import Done
 from zart_sqla.runtime.turn import Turn
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from zart_sqla.records import ClaimedTask, RunHistory
     from zart_sqla.runtime.handlers import Handler
     from zart_sqla.runtime.outcomes import Outcome
@@ -44,6 +46,10 @@ class ChildTurn(Turn):
             if self.record_of(error) is None:
                 raise
         return Done()
+
+    def _bounded(self, moment: datetime | None) -> datetime | None:
+        """Return the moment: the deadline is the run's to meet, and its end will be the child's."""
+        return moment
 
     def _place(self) -> Place:
         child = self._child

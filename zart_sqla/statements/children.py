@@ -49,32 +49,41 @@ def delete_steps(names: TableNames, run_id: ColumnElement[Any]) -> Delete:
 def add(names: TableNames) -> Executable:
     """Insert children of runs whose tasks a worker holds, unless they are there, or done.
 
-    The task of the run is locked, as by who cancels the run: he comes before this, or sees the children.
+    It writes the tasks of the runs, as `tasks.touch` does.
     Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those runs' tasks that it still held and nobody has
     locked.
     """
     t = tables_of(names)
-    given = rows_of(
-        "given", task_id=UUID, attempt=INTEGER, child_id=UUID, name=TEXT, child_position=INTEGER, child_call=TEXT
+    turns = rows_of("turn", task_id=UUID, attempt=INTEGER)
+    held = mine(names, turns)
+    written = (
+        update(t.tasks)
+        .values(is_waiting=False)
+        .where(t.tasks.c.task_id == held.c.task_id)
+        .returning(t.tasks.c.task_id, t.tasks.c.run_id, t.tasks.c.task_name, t.tasks.c.queue, t.tasks.c.started_at)
+        .cte("written")
     )
-    child = (given.c.child_id, given.c.name, given.c.child_position, given.c.child_call)
-    held = mine(names, given, t.tasks.c.task_name, t.tasks.c.queue, *child)
-    rows = select(
-        held.c.child_id,
-        held.c.run_id,
-        held.c.task_name,
-        held.c.queue,
-        func.now(),
-        held.c.started_at,
-        held.c.run_id,
-        held.c.name,
-        held.c.child_position,
-        cast(held.c.child_call, JSON),
-    ).where(~is_recorded(names, held.c.run_id, held.c.name))
+    given = rows_of("given", task_id=UUID, child_id=UUID, name=TEXT, child_position=INTEGER, child_call=TEXT)
+    rows = (
+        select(
+            given.c.child_id,
+            written.c.run_id,
+            written.c.task_name,
+            written.c.queue,
+            func.now(),
+            written.c.started_at,
+            written.c.run_id,
+            given.c.name,
+            given.c.child_position,
+            cast(given.c.child_call, JSON),
+        )
+        .select_from(given.join(written, written.c.task_id == given.c.task_id))
+        .where(~is_recorded(names, written.c.run_id, given.c.name))
+    )
     columns = ("task_id", "run_id", "task_name", "queue", "due_at", "started_at", "parent_run_id")
     inserted = pg_insert(t.tasks).from_select([*columns, "step", "position", "call"], rows)
     new = inserted.on_conflict_do_nothing(index_elements=[t.tasks.c.task_id]).cte("new")
-    return select(held.c.task_id).distinct().add_cte(new)
+    return select(written.c.task_id).add_cte(new)
 
 
 @functools.cache

@@ -298,12 +298,18 @@ def renew(names: TableNames) -> Executable:
 
 
 @functools.cache
-def lock(names: TableNames) -> Executable:
-    """Lock those of the `rows_of` lists of tasks that a worker holds, until the transaction ends.
+def touch(names: TableNames) -> Executable:
+    """Write those of the `rows_of` lists of tasks that a worker holds, and change nothing.
 
+    Whoever cancels a run comes before who adds children to it, or sees them: he deletes the task, so one of them waits
+    for the other. (It is written, not only locked, for apps whose transactions are stricter than READ COMMITTED: they
+    would not see them, and get a serialization failure instead.)
     Parameters: `me` and the lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
-    return select(mine(names, rows_of("given", task_id=UUID, attempt=INTEGER)).c.task_id)
+    tasks = tables_of(names).tasks
+    held = mine(names, rows_of("given", task_id=UUID, attempt=INTEGER))
+    touched = update(tasks).values(is_waiting=False).where(tasks.c.task_id == held.c.task_id)
+    return touched.returning(tasks.c.task_id)
 
 
 @functools.cache

@@ -51,28 +51,23 @@ def child_id(run_id: UUID, name: str) -> UUID:
     return uuid.uuid5(run_id, name)
 
 
-_ADD = ("task_id", "attempt", "child_id", "name", "child_position", "child_call")
+_ADD = ("task_id", "child_id", "name", "child_position", "child_call")
 
 
 def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[ChildrenToAdd]) -> set[UUID]:
-    """Insert children of runs whose tasks the worker holds; of others, and those that are there or done, none.
+    """Insert children of runs whose tasks the worker holds, but for those that are there or done.
 
     Returns:
         The tasks of runs that the worker still held.
     """
     rows = (
-        (
-            item.task.task_id,
-            item.task.attempt,
-            child_id(item.task.run_id, child.name),
-            child.name,
-            child.position,
-            child.call,
-        )
+        (item.task.task_id, child_id(item.task.run_id, child.name), child.name, child.position, child.call)
         for item in new
         for child in item.children
     )
-    return set(connection.scalars(children.add(names), {"me": worker_id, **parameters_of("given", _ADD, rows)}))
+    turns = parameters_of("turn", ("task_id", "attempt"), ((item.task.task_id, item.task.attempt) for item in new))
+    given = parameters_of("given", _ADD, rows)
+    return set(connection.scalars(children.add(names), {"me": worker_id, **turns, **given}))
 
 
 def remove(connection: Connection, names: TableNames, worker_id: UUID, done: Iterable[ClaimedTask]) -> set[UUID]:

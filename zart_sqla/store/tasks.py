@@ -252,10 +252,10 @@ def find_steps(
     return {(row.run_id, row.name): recorded_step(row) for row in rows}
 
 
-def lock(connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]) -> set[UUID]:
-    """Lock those of the tasks that the worker still holds; return which."""
+def touch(connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]) -> set[UUID]:
+    """Write those of the tasks that the worker still holds, so that nobody ends their runs meanwhile; return which."""
     given = parameters_of("given", ("task_id", "attempt"), ((task.task_id, task.attempt) for task in claimed))
-    return set(connection.scalars(tasks.lock(names), {"me": worker_id, **given}))
+    return set(connection.scalars(tasks.touch(names), {"me": worker_id, **given}))
 
 
 def held(connection: Connection, names: TableNames, worker_id: UUID, claimed: Iterable[ClaimedTask]) -> set[UUID]:

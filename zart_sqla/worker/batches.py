@@ -167,7 +167,7 @@ class Application:
     def _start_executions(self, wanted: Sequence[ExecutionToStart], written: Written) -> None:
         """Start executions, and record that they were started; where the id is taken, that instead."""
         connection, names = self._connection, self._names
-        mine = tasks.lock(connection, names, self._worker_id, [item.task for item in wanted])
+        mine = tasks.touch(connection, names, self._worker_id, [item.task for item in wanted])
         starts = [item for item in wanted if item.task.task_id in mine]
         inserted = executions.insert(connection, names, [item.new for item in starts])
         taken = [item.new.execution_id for item in starts if item.new.run_id not in inserted]

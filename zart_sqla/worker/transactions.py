@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from datetime import timedelta
@@ -137,15 +138,25 @@ class OpenTransaction:
         await self._session.flush()
         if self._has_rolled_back:
             raise NotInWorkflowError("session.rollback()", "must not be called on the session that trx() gave")
+        # A heartbeat may find that the task is gone, because this has ended it. The turn is stopped then, but whoever
+        # waits for the child has to be told.
+        committing = asyncio.ensure_future(self._finish(step))
+        try:
+            await asyncio.shield(committing)
+        except asyncio.CancelledError:
+            await asyncio.wait({committing})
+            raise
+        return step
+
+    async def _finish(self, step: RecordedStep) -> None:
         async with answering(self._connection, self._opener.answer_seconds):
             is_written = await self._write(step)
         if not is_written:
             await self.rollback()
             raise TurnSignal(LeaseLost())
-        await self._close()
         if self._task.child is not None:
             self._opener.on_done([self._task.run_id])
-        return step
+        await self._close()
 
     async def _write(self, step: RecordedStep) -> bool:
         """Write the checkpoint and commit; return whether the task was still the worker's."""

@@ -7,13 +7,14 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from zart_sqla.client.engines import connected
-from zart_sqla.store import children
+from zart_sqla.store import children, executions
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from uuid import UUID
 
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from zart_sqla.config import WorkerConfig
@@ -45,6 +46,7 @@ class Waker:
         self._config = config
         self._on_woken = on_woken
         self._run_ids: set[UUID] = set()
+        self._is_leaving = False
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -55,6 +57,10 @@ class Waker:
         if self._run_ids:
             self._is_idle.clear()
             self._has_work.set()
+
+    def leave(self) -> None:
+        """Tell other workers from now on, since this one claims no more."""
+        self._is_leaving = True
 
     async def flush(self) -> None:
         """Return when all that was asked for has been looked at."""
@@ -73,7 +79,7 @@ class Waker:
     async def _look(self, run_ids: set[UUID]) -> None:
         try:
             async with connected(self._engine, self._config.answer_seconds) as connection:
-                found = await connection.run_sync(children.wake, self._names, run_ids)
+                found = await connection.run_sync(self._wake, run_ids)
         except DATABASE_ERRORS as error:
             logger.warning("cannot wake runs whose children are done, trying again: %s", brief(error))
             found = dict.fromkeys(run_ids, False)
@@ -82,3 +88,9 @@ class Waker:
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.wake, left)
         if len(left) < len(found):
             self._on_woken()
+
+    def _wake(self, connection: Connection, run_ids: set[UUID]) -> dict[UUID, bool]:
+        found = children.wake(connection, self._names, run_ids)
+        if self._is_leaving and any(found.values()):
+            executions.notify_work(connection, self._names)
+        return found

@@ -230,6 +230,7 @@ class _Machinery:
     async def _wind_down(self) -> None:
         poller, *others = self._loops
         self._poller.stop()
+        self._waker.leave()
         await self._let_finish(poller)
         self._writer.hurry()
         self._starter.hurry()

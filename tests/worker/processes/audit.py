@@ -11,7 +11,7 @@ INSTALL: LiteralString = """
 CREATE TABLE deposits (execution_id text NOT NULL, step text NOT NULL);
 CREATE TABLE audit (
     id bigint GENERATED ALWAYS AS IDENTITY, kind text, run_id uuid, detail text,
-    token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
+    task_id uuid, token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
 );
 
 CREATE FUNCTION audit_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -24,12 +24,44 @@ BEGIN
 END $$;
 CREATE TRIGGER audit AFTER UPDATE OR DELETE ON zart_execution_runs FOR EACH ROW EXECUTE FUNCTION audit_outcome();
 
-CREATE FUNCTION audit_checkpoint() RETURNS trigger LANGUAGE plpgsql AS $$
+-- A child's task as it was when it was deleted: its checkpoint may be written in the same statement.
+CREATE TABLE deleted_children (LIKE zart_tasks, xid xid8 DEFAULT pg_current_xact_id());
+CREATE FUNCTION audit_deletion() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO audit (kind, run_id, detail, token, is_fenced)
-    SELECT 'checkpoint', NEW.run_id, NEW.name, t.attempt,
-           EXISTS (SELECT FROM zart_workers w WHERE w.worker_id = t.worker_id)
-    FROM (VALUES (NEW.run_id)) AS given (id) LEFT JOIN zart_tasks t ON t.task_id = given.id;
+    INSERT INTO deleted_children SELECT OLD.*;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER audit BEFORE DELETE ON zart_tasks FOR EACH ROW WHEN (OLD.step IS NOT NULL)
+    EXECUTE FUNCTION audit_deletion();
+
+CREATE FUNCTION is_there(worker uuid) RETURNS boolean STABLE LANGUAGE sql AS
+    'SELECT EXISTS (SELECT FROM zart_workers WHERE worker_id = worker)';
+
+-- A step of the body's is written by who holds the run's task, a child by who holds its own. Two kinds of ends are
+-- written by others, who delete the child's task with it: it is given up by who holds the run, and failed by who
+-- takes over after its last worker has died.
+CREATE FUNCTION audit_checkpoint() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    run zart_tasks;
+    child zart_tasks;
+    deleted deleted_children;
+    ends text = coalesce(NEW.error ->> 'category', '') || ' ' || coalesce(NEW.error ->> 'error_type', '');
+BEGIN
+    SELECT * INTO run FROM zart_tasks WHERE task_id = NEW.run_id;
+    SELECT * INTO child FROM zart_tasks WHERE parent_run_id = NEW.run_id AND step = NEW.name;
+    SELECT * INTO deleted FROM deleted_children
+    WHERE parent_run_id = NEW.run_id AND step = NEW.name AND xid = pg_current_xact_id();
+    INSERT INTO audit (kind, run_id, detail, task_id, token, is_fenced)
+    SELECT 'checkpoint', NEW.run_id, NEW.name, by.task_id, by.token, by.is_fenced
+    FROM (VALUES
+        (NEW.kind <> 'child', run.task_id, run.attempt, is_there(run.worker_id)),
+        (NEW.kind = 'child' AND child.task_id IS NOT NULL, child.task_id, child.attempt, is_there(child.worker_id)),
+        (NEW.kind = 'child' AND child.task_id IS NULL AND ends LIKE 'step_cancelled %',
+            run.task_id, run.attempt, deleted.task_id IS NOT NULL AND is_there(run.worker_id)),
+        (NEW.kind = 'child' AND child.task_id IS NULL AND ends NOT LIKE 'step_cancelled %',
+            deleted.task_id, deleted.attempt,
+            ends LIKE '% WorkerCrashed' AND deleted.worker_id IS NOT NULL AND NOT is_there(deleted.worker_id))
+    ) AS by (applies, task_id, token, is_fenced) WHERE by.applies;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
@@ -47,7 +79,7 @@ CREATE TRIGGER audit_change AFTER UPDATE OR DELETE ON zart_steps FOR EACH ROW EX
 FORBIDDEN: Mapping[str, LiteralString] = {
     "a run that has not ended has no task": """
         SELECT execution_id FROM zart_execution_runs r
-        WHERE outcome IS NULL AND NOT EXISTS (SELECT FROM zart_tasks t WHERE t.run_id = r.run_id)
+        WHERE outcome IS NULL AND NOT EXISTS (SELECT FROM zart_tasks t WHERE t.task_id = r.run_id)
     """,
     "a run that has ended still has a task": """
         SELECT execution_id FROM zart_execution_runs JOIN zart_tasks USING (run_id) WHERE outcome IS NOT NULL
@@ -64,14 +96,17 @@ FORBIDDEN: Mapping[str, LiteralString] = {
         SELECT run_id, detail, writer FROM audit WHERE kind = 'checkpoint' AND is_fenced IS NOT TRUE
     """,
     "two workers wrote with one token": """
-        SELECT run_id, token, array_agg(DISTINCT writer) FROM audit
-        WHERE kind = 'checkpoint' GROUP BY run_id, token HAVING count(DISTINCT writer) > 1
+        SELECT run_id, task_id, token, array_agg(DISTINCT writer) FROM audit
+        WHERE kind = 'checkpoint' GROUP BY run_id, task_id, token HAVING count(DISTINCT writer) > 1
     """,
     "an older turn wrote after a newer one": """
         SELECT run_id, id FROM (
-            SELECT run_id, id, token, max(token) OVER (PARTITION BY run_id ORDER BY id) AS newest
+            SELECT run_id, id, token, max(token) OVER (PARTITION BY run_id, task_id ORDER BY id) AS newest
             FROM audit WHERE kind = 'checkpoint') AS written
         WHERE token < newest
+    """,
+    "a child is recorded and still has a task": """
+        SELECT s.run_id, name FROM zart_steps s JOIN zart_tasks t ON t.parent_run_id = s.run_id AND t.step = s.name
     """,
     "an event was taken twice, or by no wait, or a wait was done without one": """
         WITH taken AS (SELECT run_id, payload::text FROM zart_events WHERE taken_at IS NOT NULL),

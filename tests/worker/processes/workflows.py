@@ -9,13 +9,27 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import text
 
 from tests.worker.processes.ledger import Ledger
-from zart_sqla import TaskRegistry, context, durable, sleep, step, sync, trx, wait_for_event
+from zart_sqla import (
+    Answer,
+    Ok,
+    StepCall,
+    TaskRegistry,
+    context,
+    durable,
+    schedule,
+    sleep,
+    step,
+    sync,
+    trx,
+    wait,
+    wait_for_event,
+)
 
 FOLDER = "ZART_TEST_STAGE"
 NAME = "ZART_TEST_WORKER_NAME"
@@ -142,7 +156,7 @@ def compute(label: str, seconds: str) -> None:
     _note(label, "ended")
 
 
-STEPS: dict[str, Callable[[str, str], Awaitable[int]]] = {
+STEPS: dict[str, Callable[[str, str], StepCall[int]]] = {
     "block": block,
     "defy": defy,
     "deposit": deposit,
@@ -154,6 +168,21 @@ STEPS: dict[str, Callable[[str, str], Awaitable[int]]] = {
 }
 
 
+async def _fan(label: str, argument: str) -> None:
+    """Have children do things, each what one part of the argument says: `command:count[:argument],...`.
+
+    They are named `<command>-<label>-<number>`; those that fail are noted.
+    """
+    handles = []
+    for part in argument.split(","):
+        command, count, further = (*part.split(":"), "")[:3]
+        handles += [schedule(STEPS[command](f"{command}-{label}-{number}", further)) for number in range(int(count))]
+    answers: list[Answer[int]] = await wait(handles)
+    for handle, answer in zip(handles, answers, strict=True):
+        if not isinstance(answer, Ok):
+            await note(f"failed-{handle.name}", "")
+
+
 async def _perform(command: str, label: str, argument: str) -> None:
     """Do what one line of the input says."""
     match command:
@@ -163,6 +192,8 @@ async def _perform(command: str, label: str, argument: str) -> None:
             await sleep(label, argument)
         case "expect":
             await wait_for_event(label, int)
+        case "fan":
+            await _fan(label, argument)
         case "wait":  # in the body, between two steps
             _note(label, "began")
             await _pass(argument)
