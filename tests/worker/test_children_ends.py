@@ -141,6 +141,7 @@ async def test_cancel_while_children_are_added(
     assert scene.ran == Counter(["before", "other"] + ([] if is_committed else ["a", "b", "c"]))
 
 
+@pytest.mark.slow
 async def test_cancel_and_schedule_race(migrated_url: str, scene: Scene) -> None:
     """Runs are cancelled at random instants while they schedule children: none of these is left behind."""
     chance = random.Random(1)
