@@ -10,6 +10,7 @@ from zart_sqla.errors import InvalidDataError, RetryExhausted, StepError, StepFa
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
+from zart_sqla.runtime.bridges import Bridge
 from zart_sqla.runtime.context import ActiveStep, active_step
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Attempts(Generic[T]):
                 name=self._place.name,
                 attempt=self._attempt,
                 max_attempts=self._step.retry.max_attempts,
-                is_plain=self._step.is_async,
+                bridge=None if self._step.is_async else Bridge(self._place.name),
             )
             try:
                 return await self._succeed(await self._invoke(active), active)
@@ -74,8 +75,8 @@ class Attempts(Generic[T]):
         token = active_step.set(active)
         try:
             if self._step.timeout is None:
-                return await self._call_function()
-            return await self._call_in_time(self._step.timeout)
+                return await self._call_function(active)
+            return await self._call_in_time(self._step.timeout, active)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -90,17 +91,26 @@ class Attempts(Generic[T]):
         finally:
             active_step.reset(token)
 
-    async def _call_function(self) -> Any:
+    async def _call_function(self, active: ActiveStep) -> Any:
         call = self._call
-        if self._step.is_async:
+        if active.bridge is None:
             return await self._step.function(*call.args, **call.kwargs)
-        return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
+        try:
+            return await self._turn.in_thread(self._call_in_thread, active, is_body=False)
+        finally:  # the thread may still run, if the attempt was ended from outside
+            await active.bridge.close()
 
-    async def _call_in_time(self, limit: timedelta) -> Any:
+    def _call_in_thread(self, active: ActiveStep) -> Any:
+        value = self._step.function(*self._call.args, **self._call.kwargs)
+        if active.transaction is not None:
+            active.transaction.flush()
+        return value
+
+    async def _call_in_time(self, limit: timedelta, active: ActiveStep) -> Any:
         scope = asyncio.timeout(limit.total_seconds())
         try:
             async with scope:
-                return await self._call_function()
+                return await self._call_function(active)
         except TimeoutError:
             if not scope.expired():
                 raise

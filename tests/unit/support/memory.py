@@ -23,6 +23,7 @@ from zart_sqla.records import (
     StepKind,
 )
 from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.bridges import Bridge
 from zart_sqla.runtime.child_turn import ChildTurn
 from zart_sqla.runtime.handlers import Handler
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
@@ -48,6 +49,9 @@ class MemoryTransaction:
     def session(self) -> AsyncSession:
         """A session that is connected to nothing."""
         return self._session
+
+    def flush(self) -> None:
+        """Write nothing: there is nowhere to."""
 
     async def commit(self, step: RecordedStep) -> RecordedStep:
         """Record the checkpoint."""
@@ -78,6 +82,7 @@ class MemoryRecorder:
         refused: names of steps whose checkpoints PostgreSQL refuses.
         events: the names and values, as JSON text, of the events that were offered and not taken.
         children: the children that are not done, by their names.
+        may_begin: set while transactions can begin.
     """
 
     def __init__(self) -> None:
@@ -89,6 +94,8 @@ class MemoryRecorder:
         self.refused: set[str] = set()
         self.events: list[tuple[str, str]] = []
         self.children: dict[str, Child] = {}
+        self.may_begin = asyncio.Event()
+        self.may_begin.set()
 
     @property
     def short_wait(self) -> timedelta:
@@ -146,8 +153,9 @@ class MemoryRecorder:
         await asyncio.sleep(0)
         self.attempts.append(failed)
 
-    async def begin(self) -> StepTransaction:
-        """Begin a transaction."""
+    async def begin(self, bridge: Bridge | None) -> StepTransaction:  # noqa: ARG002 - its sessions go nowhere
+        """Begin a transaction, when it may."""
+        await self.may_begin.wait()
         self._write()
         transaction = MemoryTransaction(self)
         self.transactions.append(transaction)

@@ -1,0 +1,14 @@
+"""What tests of workers share."""
+
+import pytest
+
+from tests.support.ledger import Base
+from tests.support.working import scheduler_on
+
+
+@pytest.fixture
+async def ledger_url(migrated_url: str) -> str:
+    """Return the URL of a database with zart's tables and the app's."""
+    async with scheduler_on(migrated_url) as scheduler, scheduler.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    return migrated_url
