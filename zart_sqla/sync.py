@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime import answers, executions, groups, scheduled, values, waits
+from zart_sqla.runtime import answers, executions, groups, scheduled, transactions, values, waits
 from zart_sqla.runtime.context import body_turn, context
 from zart_sqla.runtime.interruptions import progress
 from zart_sqla.runtime.steps import check_call
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from datetime import datetime
     from uuid import UUID
+
+    from sqlalchemy.orm import Session
 
     from zart_sqla.durations import Duration
     from zart_sqla.runtime.answers import Answer, ExactCall
@@ -38,6 +40,7 @@ __all__ = [
     "start_child",
     "step_or",
     "step_or_else",
+    "trx",
     "uuid",
     "wait",
     "wait_any",
@@ -87,6 +90,19 @@ def random(name: str) -> float:
 def uuid(name: str) -> UUID:
     """Return a random UUID, the same on replay; see `zart_sqla.uuid`."""
     return _await("uuid(...)", values.uuid(name))
+
+
+def trx() -> Session:
+    """Return a session whose writes commit together with this step's checkpoint, or not at all; see `zart_sqla.trx`.
+
+    It is for `def` steps, whoever calls them. When the attempt is over before its thread is, since the step timed out,
+    was cancelled or lost its run, what the session is doing is cancelled, and whatever the thread asks of it later
+    raises an `asyncio.CancelledError`.
+
+    Raises:
+        NotInWorkflowError: it is called outside a step of a workflow, in an `async def` step, or twice in a step.
+    """
+    return transactions.trx_in_thread()
 
 
 @overload

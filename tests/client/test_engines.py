@@ -72,7 +72,7 @@ async def begin_step(scheduler: PostgresScheduler) -> None:
     names, identity, clock = scheduler.names, Identity(), DatabaseClock()
     transactions = Transactions(scheduler.engine, names, identity, clock, config, None, on_done=print)
     task: Any = None
-    await transactions.begin(task)
+    await transactions.begin(task, None)
 
 
 USES = (call, connect_in_time, listen, ask_for_sessions, ask_for_news, work, start_to_work, begin_step)

@@ -7,6 +7,7 @@ from typing import Any, assert_type
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from zart_sqla import (
     Context,
@@ -122,7 +123,8 @@ async def captured() -> None:
 
 
 def captured_in_a_def_workflow() -> None:
-    """So have those without `await`."""
+    """So have those without `await`; the session is one that needs none either."""
+    assert_type(sync.trx(), Session)
     assert_type(sync.capture("a", datetime.now), datetime)
     assert_type(sync.now("t"), datetime)
     assert_type(sync.random("r"), float)

@@ -80,7 +80,15 @@ async def test_liveness(migrated_url: str, tmp_path: Path) -> None:
 async def test_any(migrated_url: str, tmp_path: Path) -> None:
     """Connections cut at random instants: what was recorded does not run again, and all runs complete."""
     chance = random.Random(1)
-    lines = ["note a", "deposit deposit-b", "nap c 300ms", "note d", "nap e 600ms", "deposit deposit-f", "note g"]
+    lines = [
+        "note a",
+        "deposit deposit-b",
+        "nap c 300ms",
+        "note d",
+        "nap e 600ms",
+        "deposit_thread deposit-f",
+        "note g",
+    ]
     async with stage(migrated_url, tmp_path) as play:
         workers = await play.workers(2, **{**UNHURRIED, "poll_interval": "5s"}, max_concurrent_tasks=10)
         ids = [play.worker_id(worker) for worker in workers]
@@ -218,7 +226,9 @@ async def test_unwritable(migrated_url: str, tmp_path: Path) -> None:
         assert worker.is_running
 
 
-@pytest.mark.parametrize(("command", "last_words"), [("hold", b""), ("deposit", b"COMMIT"), ("wait", b"")])
+@pytest.mark.parametrize(
+    ("command", "last_words"), [("hold", b""), ("deposit", b"COMMIT"), ("deposit_thread", b"COMMIT"), ("wait", b"")]
+)
 async def test_unanswered(command: str, last_words: bytes, migrated_url: str, tmp_path: Path) -> None:
     """A commit whose answer is lost counts: what it wrote does not run again, be it a step or the end of the run."""
     async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:

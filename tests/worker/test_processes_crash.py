@@ -40,11 +40,14 @@ async def test_between_two_steps(task: str, migrated_url: str, tmp_path: Path) -
         assert [len(play.ledger.began(step)) for step in ("a", "between", "c")] == [1, 2, 1]
 
 
-async def test_in_a_transaction(migrated_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "command"), [("script", "deposit"), ("script", "deposit_thread"), ("script_thread", "deposit_thread")]
+)
+async def test_in_a_transaction(task: str, command: str, migrated_url: str, tmp_path: Path) -> None:
     """What a killed step has inserted is gone; the step inserts it again, and it is there once."""
     async with stage(migrated_url, tmp_path) as play:
         await play.workers(2, **QUICK)
-        handle = await play.start("deposit deposit-0 gate", execution_id="one")
+        handle = await play.start(f"{command} deposit-0 gate", execution_id="one", task=task)
         holder = play.find(await play.began("deposit-0"))
         await eventually(lambda: any(entry.event == "inserted" for entry in play.ledger.entries()))
         holder.kill()
@@ -60,7 +63,7 @@ async def test_in_a_transaction(migrated_url: str, tmp_path: Path) -> None:
 async def test_one_after_the_other(seed: int, migrated_url: str, tmp_path: Path) -> None:
     """Hundreds of runs complete, each once, while workers are killed at random instants."""
     chance = random.Random(seed)
-    lines = ["note a", "deposit deposit-b", "nap c 300ms", "deposit deposit-d", "nap e 600ms", "note f"]
+    lines = ["note a", "deposit deposit-b", "nap c 300ms", "deposit_thread deposit-d", "nap e 600ms", "note f"]
     async with stage(migrated_url, tmp_path) as play:
         await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(200)])
         settings = {**QUICK, "max_concurrent_tasks": 10, "max_crashes": 50}

@@ -77,6 +77,7 @@ async def test_claiming(migrated_url: str, tmp_path: Path) -> None:
         ("script", "hold_thread"),
         ("script", "defy"),
         ("script", "deposit"),
+        ("script", "deposit_thread"),
         ("script_thread", "hold_thread"),
         ("script_thread", "wait"),
     ],

@@ -127,7 +127,15 @@ async def blocker(url: str) -> psycopg.AsyncConnection:
 async def test_at_random_instants(seed: int, migrated_url: str, tmp_path: Path) -> None:
     """Workers that stop and go on at any time, within their leases and past them: all runs complete, each once."""
     chance = random.Random(seed)
-    lines = ["note a", "deposit deposit-b", "nap c 300ms", "note d", "nap e 600ms", "deposit deposit-f", "note g"]
+    lines = [
+        "note a",
+        "deposit deposit-b",
+        "nap c 300ms",
+        "note d",
+        "nap e 600ms",
+        "deposit_thread deposit-f",
+        "note g",
+    ]
     async with stage(migrated_url, tmp_path) as play:
         workers = await play.workers(3, lease_timeout="2s", poll_interval="1s", max_concurrent_tasks=5, max_crashes=50)
         await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(100)])

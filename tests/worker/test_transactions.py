@@ -2,16 +2,19 @@
 
 import asyncio
 import contextlib
+import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from sqlalchemy import MetaData, Text, UniqueConstraint, func, insert, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Session
 
+from tests.support.ledger import Entry, notes, write_note
 from tests.support.waiting import PATIENCE
-from tests.support.working import CONFIG, count_rows, registry_of, scheduler_on, until, working
+from tests.support.working import CONFIG, count_rows, let_time_pass, registry_of, scheduler_on, until, working
 from zart_sqla import (
     ExecutionFailed,
     ExecutionStatus,
@@ -25,54 +28,47 @@ from zart_sqla import (
     durable,
     gather,
     step,
+    sync,
     trx,
 )
+from zart_sqla.runtime.steps import Step
 
 
-class Base(DeclarativeBase):
-    """The app's models."""
-
-    metadata = MetaData()
-
-
-class Entry(Base):
-    """A line of a ledger; that each note is there once is checked at the commit."""
-
-    __tablename__ = "ledger"
-    __table_args__ = (UniqueConstraint("note", deferrable=True, initially="DEFERRED"),)
-
-    entry_id: Mapped[int] = mapped_column(primary_key=True)
-    note: Mapped[str] = mapped_column(Text)
+@pytest.fixture(params=["async def", "def"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Return the kind of the step: the facts are the same."""
+    return str(request.param)
 
 
-@pytest.fixture
-async def ledger_url(migrated_url: str) -> str:
-    """Return the URL of a database with zart's tables and the app's."""
-    async with scheduler_on(migrated_url) as scheduler, scheduler.engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    return migrated_url
+def step_of(kind: str, *parts: Callable[..., Any], between: Callable[[], Any] = bool, **options: Any) -> Step[..., Any]:
+    """Return a step that does these parts with its session and its arguments, and something else between them."""
 
-
-async def notes(scheduler: PostgresScheduler) -> list[str]:
-    """Return what is in the ledger, in order."""
-    async with AsyncSession(scheduler.engine) as session:
-        return list(await session.scalars(select(Entry.note).order_by(Entry.entry_id)))
-
-
-async def test_both_are_there(ledger_url: str) -> None:
-    """What a step writes is committed with its checkpoint, once, also side by side with others."""
-
-    @step
-    async def write(note: str) -> int:
+    @step("write", **options)
+    async def write_on_the_loop(*arguments: str) -> Any:
         session = await trx()
-        entry = Entry(note=note)
-        session.add(entry)
-        await session.flush()
-        return entry.entry_id
+        for part in parts[:-1]:
+            await session.run_sync(part, *arguments)
+            await asyncio.to_thread(between)
+        return await session.run_sync(parts[-1], *arguments)
+
+    @step("write", **options)
+    def write_in_a_thread(*arguments: str) -> Any:
+        session = sync.trx()
+        for part in parts[:-1]:
+            part(session, *arguments)
+            between()
+        return parts[-1](session, *arguments)
+
+    return write_on_the_loop if kind == "async def" else write_in_a_thread
+
+
+async def test_both_are_there(ledger_url: str, kind: str) -> None:
+    """What a step writes is committed with its checkpoint, once, also side by side with others."""
+    write = step_of(kind, write_note)
 
     @durable
     async def order(name: str) -> list[int]:
-        return [await write(name), *await gather(*(write(f"{name} {number}") for number in range(3)))]
+        return [await write.call(name), *await gather(*(write.call(f"{name} {number}") for number in range(3)))]
 
     async with working(ledger_url, order, workers=2) as scheduler:
         handles = await scheduler.start_many(order, [(None, name) for name in "abcd"])
@@ -82,56 +78,51 @@ async def test_both_are_there(ledger_url: str) -> None:
     assert sorted(written) == sorted(f"{name}{end}" for name in "abcd" for end in ("", " 0", " 1", " 2"))
 
 
-async def raise_an_error(session: AsyncSession) -> None:
+def raise_an_error(session: Session) -> None:
     """Fail after the write."""
-    await session.flush()
+    session.flush()
     raise LookupError("after the write")
 
 
-async def lose_a_peer(session: AsyncSession) -> None:
+def lose_a_peer(session: Session) -> None:
     """Fail as a call over the network does, which is none of the database's business."""
-    await session.flush()
+    session.flush()
     raise ConnectionResetError("the peer is gone")
 
 
-async def hang(session: AsyncSession) -> None:
-    """Take longer than the timeout."""
-    await session.flush()
-    await asyncio.Event().wait()
+def hang(session: Session) -> None:
+    """Take longer than the timeout, in a statement."""
+    session.flush()
+    session.execute(text("SELECT pg_sleep(60)"))
 
 
-async def violate_at_once(session: AsyncSession) -> None:
+def violate_at_once(session: Session) -> None:
     """Have PostgreSQL refuse a statement."""
-    await session.execute(text("INSERT INTO ledger (note) VALUES (NULL)"))
+    session.execute(text("INSERT INTO ledger (note) VALUES (NULL)"))
 
 
-async def violate_at_commit(session: AsyncSession) -> None:
+def violate_at_commit(session: Session) -> None:
     """Have PostgreSQL refuse the commit."""
     session.add(Entry(note="written"))
 
 
-async def roll_back(session: AsyncSession) -> None:
+def roll_back(session: Session) -> None:
     """Do what a step must not do."""
-    await session.flush()
-    await session.rollback()
+    session.flush()
+    session.rollback()
 
 
-async def roll_back_unflushed(session: AsyncSession) -> None:
+def roll_back_unflushed(session: Session) -> None:
     """Do it before anything was sent to the database."""
-    await session.rollback()
+    session.rollback()
 
 
-async def commit(session: AsyncSession) -> None:
+def commit(session: Session) -> None:
     """Do what only the step's end may do."""
-    await session.commit()
+    session.commit()
 
 
-async def ask_twice(_session: AsyncSession) -> None:
-    """Ask for a second transaction."""
-    await trx()
-
-
-ENDS: dict[str, tuple[Callable[[AsyncSession], Awaitable[None]], str]] = {
+ENDS: dict[str, tuple[Callable[[Session], None], str]] = {
     "error": (raise_an_error, "RetryExhausted LookupError"),
     "network": (lose_a_peer, "StepFailed ConnectionResetError"),
     "timeout": (hang, "StepTimeout StepTimeout"),
@@ -140,33 +131,29 @@ ENDS: dict[str, tuple[Callable[[AsyncSession], Awaitable[None]], str]] = {
     "rolled back": (roll_back, "StepFailed NotInWorkflowError"),
     "rolled back at once": (roll_back_unflushed, "StepFailed NotInWorkflowError"),
     "committed": (commit, "StepFailed NotInWorkflowError"),
-    "twice": (ask_twice, "StepFailed NotInWorkflowError"),
 }
 
 
 @pytest.mark.parametrize("way", ENDS)
-async def test_both_are_absent(ledger_url: str, way: str) -> None:
+async def test_both_are_absent(ledger_url: str, way: str, kind: str) -> None:
     """However a step fails, nothing that it wrote is there; the failure is recorded, and the run can go on."""
     end, expected = ENDS[way]
     attempts: list[int] = []
 
-    @step(timeout="200ms" if end is hang else "1h", retry=Retry.fixed(1, 0, on=LookupError))
-    async def write() -> None:
+    def work(session: Session) -> None:
         attempts.append(context().attempt)
-        session = await trx()
         session.add(Entry(note="written"))
-        await end(session)
+        end(session)
 
-    @step
-    async def write_after() -> None:
-        (await trx()).add(Entry(note="after"))
+    write = step_of(kind, work, timeout="200ms" if end is hang else "1h", retry=Retry.fixed(1, 0, on=LookupError))
+    write_after = step_of(kind, write_note)
 
     @durable
     async def order() -> str:
         try:
-            await write()
+            await write.call()
         except StepError as error:
-            await write_after()
+            await write_after.call("after")
             return f"{type(error).__name__} {error.error_type}"
         return ""
 
@@ -176,39 +163,41 @@ async def test_both_are_absent(ledger_url: str, way: str) -> None:
     assert attempts == ([1, 2] if expected.startswith("RetryExhausted") else [1])
 
 
-async def test_savepoint(ledger_url: str) -> None:
-    """A step can try something in a savepoint, and go on without it."""
+async def test_savepoint(ledger_url: str, kind: str) -> None:
+    """A step can try something in a savepoint, and go on without it; one that it leaves open is part of the rest."""
 
-    @step
-    async def write() -> None:
-        session = await trx()
+    def work(session: Session) -> None:
         for note in ("kept", "undone"):
-            with contextlib.suppress(KeyError):
-                async with session.begin_nested():
-                    session.add(Entry(note=note))
-                    if note == "undone":
-                        raise KeyError(note)
+            with contextlib.suppress(KeyError), session.begin_nested():
+                session.add(Entry(note=note))
+                if note == "undone":
+                    raise KeyError(note)
+        session.begin_nested()
+        session.add(Entry(note="left open"))
+
+    write = step_of(kind, work)
 
     @durable
     async def order() -> None:
-        await write()
+        await write.call()
 
     async with working(ledger_url, order) as scheduler:
         await (await scheduler.start(order)).result(timeout=PATIENCE)
-        assert await notes(scheduler) == ["kept"]
+        assert await notes(scheduler) == ["kept", "left open"]
 
 
-async def test_unstorable_result(ledger_url: str) -> None:
+async def test_unstorable_result(ledger_url: str, kind: str) -> None:
     """A result that cannot be stored takes what the step wrote with it."""
 
-    @step
-    async def write() -> object:
-        (await trx()).add(Entry(note="written"))
+    def work(session: Session) -> object:
+        write_note(session)
         return object()
+
+    write = step_of(kind, work)
 
     @durable
     async def order() -> None:
-        await write()
+        await write.call()
 
     async with working(ledger_url, order) as scheduler:
         with pytest.raises(ExecutionFailed, match="InvalidDataError: the result of step 'write'"):
@@ -216,17 +205,18 @@ async def test_unstorable_result(ledger_url: str) -> None:
         assert await notes(scheduler) == []
 
 
-async def test_refused_checkpoint(ledger_url: str) -> None:
+async def test_refused_checkpoint(ledger_url: str, kind: str) -> None:
     """If PostgreSQL refuses the checkpoint, what the step wrote is not there either."""
 
-    @step
-    async def write() -> str:
-        (await trx()).add(Entry(note="written"))
+    def work(session: Session) -> str:
+        write_note(session)
         return "poison"
+
+    write = step_of(kind, work)
 
     @durable
     async def order() -> None:
-        await write()
+        await write.call()
 
     async with working(ledger_url, order) as scheduler:
         async with scheduler.engine.begin() as connection:
@@ -243,25 +233,24 @@ async def only(scheduler: PostgresScheduler) -> str:
     return info.execution_id
 
 
-async def test_cancelled(ledger_url: str) -> None:
-    """A step that is cancelled leaves nothing."""
-    written = asyncio.Event()
+async def test_cancelled(ledger_url: str, kind: str) -> None:
+    """A step that is cancelled in the middle of a statement leaves nothing."""
+    written = threading.Event()
 
-    @step
-    async def write() -> None:
-        session = await trx()
-        session.add(Entry(note="written"))
-        await session.flush()
+    def work(session: Session) -> None:
+        write_note(session)
         written.set()
-        await asyncio.Event().wait()
+        session.execute(text("SELECT pg_sleep(60)"))
+
+    write = step_of(kind, work)
 
     @durable
     async def order() -> None:
-        await write()
+        await write.call()
 
     async with working(ledger_url, order) as scheduler:
         handle = await scheduler.start(order)
-        await written.wait()
+        await asyncio.to_thread(written.wait)
         await handle.cancel()
         assert await notes(scheduler) == []
     async with scheduler_on(ledger_url) as scheduler:
@@ -269,25 +258,79 @@ async def test_cancelled(ledger_url: str) -> None:
         assert (await count_rows(scheduler))["steps"] == 0
 
 
-async def test_serialization_failure(ledger_url: str) -> None:
+async def test_lost_task(ledger_url: str, kind: str) -> None:
+    """A step whose task was taken over meanwhile leaves nothing; the one that runs in its place does."""
+    has_written, may_end = threading.Event(), threading.Event()
+
+    def write(session: Session) -> None:
+        write_note(session)
+        has_written.set()
+
+    def look(session: Session) -> int:
+        return session.scalars(select(func.count()).select_from(Entry)).one()
+
+    write_and_look = step_of(kind, write, look, between=may_end.wait)
+
+    @durable
+    async def order() -> int:
+        seen: int = await write_and_look.call()
+        return seen
+
+    async with working(ledger_url, order) as scheduler:
+        handle = await scheduler.start(order)
+        await asyncio.to_thread(has_written.wait)
+        async with scheduler.engine.begin() as connection:
+            await connection.execute(text("UPDATE zart_tasks SET worker_id = NULL"))
+        may_end.set()
+        await let_time_pass(scheduler)
+        assert await handle.result(timeout=PATIENCE) == 1
+        assert await notes(scheduler) == ["written"]
+
+
+async def test_lost_connection(ledger_url: str, kind: str) -> None:
+    """A step whose connection is lost runs again, without spending an attempt."""
+    attempts: list[int] = []
+
+    def work(session: Session) -> int:
+        attempts.append(context().attempt)
+        if len(attempts) == 1:
+            write_note(session, "lost")
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        return write_note(session)
+
+    write = step_of(kind, work, retry=Retry.fixed(1, 0))
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    async with working(ledger_url, order) as scheduler:
+        await (await scheduler.start(order)).result(timeout=PATIENCE)
+        assert await notes(scheduler) == ["written"]
+        assert (await count_rows(scheduler))["step_attempts"] == 0
+    assert attempts == [1, 1]
+
+
+async def test_serialization_failure(ledger_url: str, kind: str) -> None:
     """Two steps on two workers that cannot both commit: one runs again, without spending an attempt."""
     attempts: Counter[int] = Counter()
-    both = asyncio.Barrier(2)
+    both = threading.Barrier(2)
 
-    @step
-    async def count_and_write(name: str) -> int:
+    def count(session: Session, _name: str) -> None:
         attempts[context().attempt] += 1
-        session = await trx()
-        await session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
-        count = await session.scalar(select(func.count()).select_from(Entry)) or 0
-        if attempts.total() <= 2:
-            await both.wait()
-        session.add(Entry(note=f"{name} after {count}"))
-        return count
+        session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        session.info["count"] = session.scalar(select(func.count()).select_from(Entry)) or 0
+
+    def write(session: Session, name: str) -> int:
+        session.add(Entry(note=f"{name} after {session.info['count']}"))
+        return int(session.info["count"])
+
+    count_and_write = step_of(kind, count, write, between=lambda: attempts.total() <= 2 and both.wait())
 
     @durable
     async def order(name: str) -> int:
-        return await count_and_write(name)
+        counted: int = await count_and_write.call(name)
+        return counted
 
     async with working(ledger_url, order, workers=2, max_concurrent_tasks=1) as scheduler:
         handles = await scheduler.start_many(order, [(None, "a"), (None, "b")])
@@ -299,23 +342,26 @@ async def test_serialization_failure(ledger_url: str) -> None:
     assert attempts[1] == attempts.total() >= 3
 
 
-async def test_deadlock(ledger_url: str) -> None:
+async def test_deadlock(ledger_url: str, kind: str) -> None:
     """Two steps on two workers that wait for each other: one runs again, without spending an attempt."""
     attempts: Counter[int] = Counter()
-    both = asyncio.Barrier(2)
+    both = threading.Barrier(2)
 
-    @step
-    async def touch(first: str, second: str) -> None:
+    def lock(session: Session, note: str) -> None:
+        session.scalars(select(Entry).where(Entry.note == note).with_for_update()).all()
+
+    def lock_first(session: Session, first: str, _second: str) -> None:
         attempts[context().attempt] += 1
-        session = await trx()
-        for note in (first, second):
-            await session.scalars(select(Entry).where(Entry.note == note).with_for_update())
-            if note == first and attempts.total() <= 2:
-                await both.wait()
+        lock(session, first)
+
+    def lock_second(session: Session, _first: str, second: str) -> None:
+        lock(session, second)
+
+    touch = step_of(kind, lock_first, lock_second, between=lambda: attempts.total() <= 2 and both.wait())
 
     @durable
     async def order(pair: list[str]) -> None:
-        await touch(*pair)
+        await touch.call(*pair)
 
     async with working(ledger_url, order, workers=2, max_concurrent_tasks=1) as scheduler:
         async with scheduler.engine.begin() as connection:
@@ -327,18 +373,19 @@ async def test_deadlock(ledger_url: str) -> None:
     assert attempts == {1: 3}
 
 
-async def test_smallest_pool(ledger_url: str) -> None:
+async def test_smallest_pool(ledger_url: str, kind: str) -> None:
     """Steps with transactions of their own get along with a pool of a single connection."""
 
-    @step(retry=Retry.fixed(1, 0))
-    async def write(note: str) -> None:
-        (await trx()).add(Entry(note=note))
+    def work(session: Session, note: str) -> None:
+        write_note(session, note)
         if not context().is_retry:
             raise OSError
 
+    write = step_of(kind, work, retry=Retry.fixed(1, 0))
+
     @durable
     async def order(name: str) -> None:
-        await gather(*(write(f"{name} {number}") for number in range(10)))
+        await gather(*(write.call(f"{name} {number}") for number in range(10)))
 
     pool = PoolConfig(max_connections=1, min_connections=0)
     async with await PostgresScheduler.connect_with_pool(ledger_url, pool) as scheduler:
@@ -352,8 +399,13 @@ async def test_smallest_pool(ledger_url: str) -> None:
 async def test_sessionmaker_of_the_app(ledger_url: str) -> None:
     """The sessions are made by the app's own sessionmaker, if the worker is given one."""
 
-    class AppSession(AsyncSession):
+    class AppSession(Session):
         """The app's own kind of session."""
+
+    class AppAsyncSession(AsyncSession):
+        """The same, for the loop."""
+
+        sync_session_class = AppSession
 
     @step
     async def write() -> str:
@@ -361,36 +413,42 @@ async def test_sessionmaker_of_the_app(ledger_url: str) -> None:
         session.add(Entry(note="written"))
         return type(session).__name__
 
-    @durable
-    async def order() -> str:
-        return await write()
+    @step
+    def write_in_a_thread() -> str:
+        session = sync.trx()
+        session.add(Entry(note="written in a thread"))
+        return type(session).__name__
 
-    sessionmaker = async_sessionmaker[AsyncSession](class_=AppSession, expire_on_commit=False)
+    @durable
+    async def order() -> list[str]:
+        return [await write(), await write_in_a_thread.call()]
+
+    sessionmaker = async_sessionmaker[AsyncSession](class_=AppAsyncSession, expire_on_commit=False)
     async with (
         scheduler_on(ledger_url) as scheduler,
         Worker(scheduler, registry_of(order), WorkerConfig(**CONFIG), sessionmaker=sessionmaker),
     ):
-        assert await (await scheduler.start(order)).result(timeout=PATIENCE) == "AppSession"
-        assert await notes(scheduler) == ["written"]
+        assert await (await scheduler.start(order)).result(timeout=PATIENCE) == ["AppAsyncSession", "AppSession"]
+        assert await notes(scheduler) == ["written", "written in a thread"]
 
 
-async def test_start_in_the_steps_transaction(ledger_url: str) -> None:
+async def test_start_in_the_steps_transaction(ledger_url: str, kind: str) -> None:
     """An execution that a step starts in its transaction exists if and only if the step succeeds."""
 
     @durable
     async def child(name: str) -> str:
         return name
 
-    @step(retry=Retry.fixed(1, 0))
-    async def start_child() -> None:
-        session = await trx()
-        await scheduler.start(child, "kid", execution_id="child", session=session)
+    def work(session: Session) -> None:
+        scheduler.sync.start(child, "kid", execution_id="child", session=session)
         if context().attempt == 1:
             raise OSError("roll it back")
 
+    start_child = step_of(kind, work, retry=Retry.fixed(1, 0))
+
     @durable
     async def parent() -> None:
-        await start_child()
+        await start_child.call()
 
     async with working(ledger_url, parent, child, workers=2) as scheduler:
         await (await scheduler.start(parent)).result(timeout=PATIENCE)
@@ -399,16 +457,20 @@ async def test_start_in_the_steps_transaction(ledger_url: str) -> None:
         await until(handle, ExecutionStatus.COMPLETED)
 
 
-async def test_cancel_in_the_steps_transaction(ledger_url: str) -> None:
+async def test_cancel_in_the_steps_transaction(ledger_url: str, kind: str) -> None:
     """A step cannot end the run that its own checkpoint belongs to; what it wrote is not there."""
 
     @step
     async def give_up() -> None:
         await scheduler.handle(context().execution_id).cancel(session=await trx())
 
+    @step
+    def give_up_in_a_thread() -> None:
+        scheduler.sync.handle(context().execution_id).cancel(session=sync.trx())
+
     @durable
     async def order() -> None:
-        await give_up()
+        await (give_up() if kind == "async def" else give_up_in_a_thread.call())
 
     async with working(ledger_url, order) as scheduler:
         handle = await scheduler.start(order)

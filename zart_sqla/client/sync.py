@@ -406,6 +406,7 @@ class SyncExecutionHandle(Generic[R]):
 
     def cancel(self, *, session: AnyConnection | None = None) -> None:
         """End it as cancelled; see `ExecutionHandle.cancel`."""
+        executions.refuse_own_cancel(self.execution_id, session)
         self._scheduler.run(executions.cancel, self.execution_id, session=session)
 
     def offer_event(

@@ -11,6 +11,7 @@ from zart_sqla.errors import InvalidDataError, RetryExhausted, StepError, StepFa
 from zart_sqla.records import ErrorRecord, FailedAttempt, RecordedStep
 from zart_sqla.runtime import faults
 from zart_sqla.runtime._signals import TurnSignal, ends_turn
+from zart_sqla.runtime.bridges import Bridge
 from zart_sqla.runtime.context import ActiveStep, active_step
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Attempts(Generic[T]):
                 name=self._place.name,
                 attempt=self._attempt,
                 max_attempts=self._step.retry.max_attempts,
-                is_plain=self._step.is_async,
+                bridge=None if self._step.is_async else Bridge(self._place.name),
             )
             try:
                 return await self._succeed(await self._invoke(active), active)
@@ -76,7 +77,7 @@ class Attempts(Generic[T]):
         token = active_step.set(active)
         try:
             if self._step.timeout is None and self._step.heartbeat is None:
-                return await self._call_function()
+                return await self._call_function(active)
             return await self._call_in_time(active)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -92,11 +93,20 @@ class Attempts(Generic[T]):
         finally:
             active_step.reset(token)
 
-    async def _call_function(self) -> Any:
+    async def _call_function(self, active: ActiveStep) -> Any:
         call = self._call
-        if self._step.is_async:
+        if active.bridge is None:
             return await self._step.function(*call.args, **call.kwargs)
-        return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
+        try:
+            return await self._turn.in_thread(self._call_in_thread, active, is_body=False)
+        finally:  # the thread may still run, if the attempt was ended from outside
+            await active.bridge.close()
+
+    def _call_in_thread(self, active: ActiveStep) -> Any:
+        value = self._step.function(*self._call.args, **self._call.kwargs)
+        if active.transaction is not None:
+            active.transaction.flush()
+        return value
 
     async def _call_in_time(self, active: ActiveStep) -> Any:
         """Call the function, unless it takes longer than it may, in all or between two signs of progress."""
@@ -106,7 +116,7 @@ class Attempts(Generic[T]):
             active.on_progress = _restarting(pulse, heartbeat)
         try:
             async with whole, pulse:
-                return await self._call_function()
+                return await self._call_function(active)
         except TimeoutError:
             if limit is not None and whole.expired():
                 raise faults.step_timeout(name, limit, attempts=self._attempt) from None

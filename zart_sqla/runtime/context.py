@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from zart_sqla.runtime.bridges import Bridge
     from zart_sqla.runtime.ports import StepTransaction
     from zart_sqla.runtime.turn import Turn
 
@@ -26,7 +27,7 @@ class ActiveStep:
         name: the step's name in the run.
         attempt: its number, from 1.
         max_attempts: how many there can be.
-        is_plain: whether it runs on the event loop, not in a thread.
+        bridge: how its thread asks the loop; None if it runs on the loop itself.
         transaction: the transaction that it has asked for, None if it has not.
         on_progress: what `progress()` calls, from whatever thread; None if nobody wants to know.
     """
@@ -35,7 +36,7 @@ class ActiveStep:
     name: str
     attempt: int
     max_attempts: int
-    is_plain: bool
+    bridge: Bridge | None
     transaction: StepTransaction | None = None
     on_progress: Callable[[], None] | None = None
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from zart_sqla.records import Child, Ending, FailedAttempt, NewExecution, RecordedStep
+    from zart_sqla.runtime.bridges import Bridge
 
 T = TypeVar("T")
 
@@ -21,6 +22,10 @@ class StepTransaction(Protocol):
     @property
     def session(self) -> AsyncSession:
         """The session in which the step writes."""
+        ...
+
+    def flush(self) -> None:
+        """Write what the session of a `def` step still keeps back, in the step's thread: it may take its time."""
         ...
 
     async def commit(self, step: RecordedStep) -> RecordedStep:
@@ -112,8 +117,11 @@ class Recorder(Protocol):
         """
         ...
 
-    async def begin(self) -> StepTransaction:
+    async def begin(self, bridge: Bridge | None) -> StepTransaction:
         """Begin the transaction of one attempt of a step.
+
+        Args:
+            bridge: how the thread that works in it asks the loop; None if the step runs on the loop itself.
 
         Raises:
             TurnSignal: the database is in the way.

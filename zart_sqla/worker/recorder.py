@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from zart_sqla.records import Child, ClaimedTask, Ending, FailedAttempt, NewExecution, RecordedStep
+    from zart_sqla.runtime.bridges import Bridge
     from zart_sqla.runtime.ports import StepTransaction
     from zart_sqla.worker.clock import DatabaseClock
     from zart_sqla.worker.reader import Reader
@@ -85,8 +86,8 @@ class TaskRecorder:
     async def record_attempt(self, failed: FailedAttempt) -> None:
         await self._services.writer.write(Write(task=self._task, failed=failed))
 
-    async def begin(self) -> StepTransaction:
-        return await self._services.transactions.begin(self._task)
+    async def begin(self, bridge: Bridge | None) -> StepTransaction:
+        return await self._services.transactions.begin(self._task, bridge)
 
     async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:
         return await self._services.threads.call(function, is_body=is_body)

@@ -19,6 +19,7 @@ from zart_sqla.runtime.outcomes import LeaseLost, Suspended
 from zart_sqla.store import children, tasks
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault, is_transient
 from zart_sqla.store.tasks import StepToRecord
+from zart_sqla.worker.lent import lend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
     from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask, RecordedStep
+    from zart_sqla.runtime.bridges import Bridge
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.clock import DatabaseClock
     from zart_sqla.worker.identity import Identity
+    from zart_sqla.worker.lent import LentConnection
 
 logger: Final = logging.getLogger("zart_sqla.transactions")
 
@@ -68,8 +71,12 @@ class Transactions:
         self.on_done = on_done
         self._sessionmaker = sessionmaker
 
-    async def begin(self, task: ClaimedTask) -> OpenTransaction:
+    async def begin(self, task: ClaimedTask, bridge: Bridge | None) -> OpenTransaction:
         """Begin a transaction for one attempt of a step.
+
+        Args:
+            task: the task of the step's run, or the step's own.
+            bridge: how the thread that works in it asks the loop; None if the step runs on the loop itself.
 
         Raises:
             TurnSignal: the database is in the way.
@@ -79,12 +86,20 @@ class Transactions:
         except DATABASE_ERRORS as error:
             raise self.put_back(error) from error
         try:
+            if bridge is not None:
+                return await self._begin_in_thread(task, connection, bridge)
             transaction = await connection.begin()
             session = self._session_on(connection)
         except BaseException:
             await connection.close()
             raise
         return OpenTransaction(self, task, connection, transaction, session)
+
+    async def _begin_in_thread(self, task: ClaimedTask, owner: AsyncConnection, bridge: Bridge) -> ThreadTransaction:
+        lent, connection = await lend(owner, bridge)
+        transaction = await connection.begin()
+        session = self._session_on(connection)
+        return ThreadTransaction(self, task, connection, transaction, session, owner=owner, lent=lent)
 
     def _session_on(self, connection: AsyncConnection) -> AsyncSession:
         make = self._sessionmaker or async_sessionmaker(expire_on_commit=False)
@@ -132,6 +147,9 @@ class OpenTransaction:
     @property
     def session(self) -> AsyncSession:
         return self._session
+
+    def flush(self) -> None:
+        self._session.sync_session.flush()
 
     async def commit(self, step: RecordedStep) -> RecordedStep:
         """Write the checkpoint and commit it together with what the step wrote."""
@@ -204,3 +222,36 @@ class OpenTransaction:
     async def _close(self) -> None:
         await self._session.close()
         await self._connection.close()
+
+
+class ThreadTransaction(OpenTransaction):
+    """The transaction of one attempt of a `def` step, whose session its thread uses.
+
+    Args:
+        owner: the connection of the pool, of which the session's is lent.
+        lent: what the thread uses in its place.
+    """
+
+    def __init__(self, *arguments: Any, owner: AsyncConnection, lent: LentConnection) -> None:
+        super().__init__(*arguments)
+        self._owner = owner
+        self._lent = lent
+
+    async def rollback(self) -> None:
+        if self._owner.closed:
+            return
+        # The thread may still be at work with the session, whatever that comes to: it is left to the thread.
+        try:
+            if self._lent.is_lost:
+                await self._owner.invalidate()
+            else:
+                await (await self._owner.begin()).rollback()
+        except DATABASE_ERRORS as error:
+            logger.warning("could not roll back a step, so its connection is dropped: %s", brief(error))
+            await self._owner.invalidate()
+        finally:
+            await self._owner.close()
+
+    async def _close(self) -> None:
+        await super()._close()
+        await self._owner.close()

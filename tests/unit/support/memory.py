@@ -26,6 +26,7 @@ from zart_sqla.records import (
     StepKind,
 )
 from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.bridges import Bridge
 from zart_sqla.runtime.child_turn import ChildTurn
 from zart_sqla.runtime.faults import taken_id_record
 from zart_sqla.runtime.handlers import Handler
@@ -52,6 +53,9 @@ class MemoryTransaction:
     def session(self) -> AsyncSession:
         """A session that is connected to nothing."""
         return self._session
+
+    def flush(self) -> None:
+        """Write nothing: there is nowhere to."""
 
     async def commit(self, step: RecordedStep) -> RecordedStep:
         """Record the checkpoint."""
@@ -84,6 +88,7 @@ class MemoryRecorder:
         children: the children that are not done, by their names.
         executions: how the executions stand that the run has started, and others that a test puts there.
         started: those that the run has started.
+        may_begin: set while transactions can begin.
     """
 
     def __init__(self) -> None:
@@ -97,6 +102,8 @@ class MemoryRecorder:
         self.children: dict[str, Child] = {}
         self.executions: dict[str, Ending] = {}
         self.started: list[NewExecution] = []
+        self.may_begin = asyncio.Event()
+        self.may_begin.set()
 
     @property
     def short_wait(self) -> timedelta:
@@ -170,8 +177,9 @@ class MemoryRecorder:
         await asyncio.sleep(0)
         self.attempts.append(failed)
 
-    async def begin(self) -> StepTransaction:
-        """Begin a transaction."""
+    async def begin(self, bridge: Bridge | None) -> StepTransaction:  # noqa: ARG002 - its sessions go nowhere
+        """Begin a transaction, when it may."""
+        await self.may_begin.wait()
         self._write()
         transaction = MemoryTransaction(self)
         self.transactions.append(transaction)

@@ -123,6 +123,19 @@ async def deposit(label: str, gate: str) -> int:
 
 
 @step("{label}")
+def deposit_thread(label: str, gate: str) -> int:
+    """Do the same in a thread."""
+    _note(label, "began")
+    session = sync.trx()
+    row = {"execution_id": context().execution_id, "step": label}
+    session.execute(text("INSERT INTO deposits (execution_id, step) VALUES (:execution_id, :step)"), row)
+    _note(label, "inserted")
+    if gate:
+        _pass_in_thread(gate)
+    return context().attempt
+
+
+@step("{label}")
 async def die(label: str, _: str) -> int:
     """Take the worker down, as a fault in C code or the out-of-memory killer would."""
     _note(label, "began")
@@ -201,6 +214,8 @@ async def _perform(command: str, label: str, argument: str) -> None:
             await hold_thread.call(label, argument)
         case "block_thread":
             await block_thread.call(label, argument)
+        case "deposit_thread":
+            await deposit_thread.call(label, argument)
         case _:
             await STEPS[command](label, argument)
 
@@ -228,6 +243,8 @@ def script_thread(lines: list[str]) -> int:
                 _pass_in_thread(argument)
             case "hold_thread":
                 hold_thread(label, argument)
+            case "deposit_thread":
+                deposit_thread(label, argument)
             case _:
                 block_thread(label, argument)
     return len(lines)
