@@ -52,6 +52,8 @@ class StepKind(StrEnum):
     CAPTURE = "capture"
     EVENT = "event"
     """A wait for an event: recorded when it begins, done when the event is taken or the wait times out."""
+    EMIT = "emit"
+    """A value that the body has emitted into a stream."""
     CHILD = "child"
     """A step that the body has scheduled: a task of its own."""
     CHOICE = "choice"

@@ -26,6 +26,7 @@ from zart_sqla.models.columns import (
     ExecutionRunColumns,
     StepAttemptColumns,
     StepColumns,
+    StreamItemColumns,
     TaskColumns,
     WorkerColumns,
 )
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _CACHE_KEY = "zart_models"
 OUTCOMES: Final = ("completed", "failed", "cancelled")
 TRIGGERS: Final = ("initial", "resume")
-STEP_KINDS: Final = ("step", "sleep", "capture", "event", "child", "choice", "failure")
+STEP_KINDS: Final = ("step", "sleep", "capture", "event", "emit", "child", "choice", "failure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class ZartModels:
     Step: type[StepColumns]
     StepAttempt: type[StepAttemptColumns]
     Event: type[EventColumns]
+    StreamItem: type[StreamItemColumns]
     Worker: type[WorkerColumns]
 
 
@@ -88,6 +90,7 @@ class Tables:
     steps: Table
     step_attempts: Table
     events: Table
+    stream_items: Table
     workers: Table
 
 
@@ -109,6 +112,7 @@ def tables_of(names: TableNames) -> Tables:
         steps=table("steps"),
         step_attempts=table("step_attempts"),
         events=table("events"),
+        stream_items=table("stream_items"),
         workers=table("workers"),
     )
 
@@ -168,6 +172,7 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         ),
         Index(f"{prefix}events_offered_idx", "execution_id", "name", "event_seq", postgresql_where="taken_at IS NULL"),
     )
+    item = mapped(StreamItemColumns, "stream_items")
     worker = mapped(WorkerColumns, "workers")
 
     _add_status(execution, run, task)
@@ -181,6 +186,7 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         Step=step,
         StepAttempt=attempt,
         Event=event,
+        StreamItem=item,
         Worker=worker,
     )
 
