@@ -38,6 +38,7 @@ from zart_sqla.runtime.handlers import Durable, TaskRegistry, durable
 from zart_sqla.runtime.retry import Retry
 from zart_sqla.runtime.scheduled import Scheduled, schedule, wait, wait_any, wait_first_n
 from zart_sqla.runtime.steps import Step, StepCall, step
+from zart_sqla.runtime.streams import emit
 from zart_sqla.runtime.transactions import trx
 from zart_sqla.runtime.values import capture, now, random, uuid
 from zart_sqla.runtime.waits import sleep, wait_for_event
@@ -100,6 +101,7 @@ __all__ = [
     "capture",
     "context",
     "durable",
+    "emit",
     "gather",
     "now",
     "outcome",

@@ -225,6 +225,21 @@ class NewEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPosition:
+    """Where somebody is who reads a stream.
+
+    Attributes:
+        execution_id: the execution.
+        stream: the stream's name there.
+        offset: the number of the next item, from 0.
+    """
+
+    execution_id: str
+    stream: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedStep:
     """A checkpoint: a step that is done, with its value or its error, and never runs again.
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime import answers, groups, scheduled, values, waits
+from zart_sqla.runtime import answers, groups, scheduled, streams, values, waits
 from zart_sqla.runtime.context import body_turn, context
 from zart_sqla.runtime.steps import check_call
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "capture",
     "context",
+    "emit",
     "gather",
     "now",
     "outcome",
@@ -58,6 +59,11 @@ def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | None = 
 def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | None = None) -> Any:
     """Return the value of the next event of this name; see `zart_sqla.wait_for_event`."""
     return _await("wait_for_event(...)", waits.wait_for_event(name, kind, timeout=timeout))
+
+
+def emit(stream: str, value: object, /) -> None:
+    """Add a value to a stream of the execution; see `zart_sqla.emit`."""
+    _await("emit(...)", streams.emit(stream, value))
 
 
 def capture(name: str, function: Callable[[], T]) -> T:

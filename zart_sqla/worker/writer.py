@@ -19,7 +19,7 @@ from zart_sqla.client.engines import connected
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
-from zart_sqla.store import children, events, executions, tasks
+from zart_sqla.store import children, events, executions, streams, tasks
 from zart_sqla.store.events import EventToTake
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, StepToRecord, TaskToPutDown
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from zart_sqla.config import WorkerConfig
     from zart_sqla.records import ClaimedTask, FailedAttempt, RecordedStep
     from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
+    from zart_sqla.store.streams import ItemToEmit
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
 
@@ -60,6 +61,7 @@ class Write:
         task: the task.
         step: a checkpoint; if the task is a child, it ends with it.
         take: a wait for an event, to be given one that is there.
+        emit: a value for a stream, with its checkpoint.
         failed: a failed attempt.
         add: children of its run.
         give_up: children that its run has no more need of.
@@ -70,6 +72,7 @@ class Write:
     task: ClaimedTask
     step: RecordedStep | None = None
     take: EventToTake | None = None
+    emit: ItemToEmit | None = None
     failed: FailedAttempt | None = None
     add: ChildrenToAdd | None = None
     give_up: ChildrenToGiveUp | None = None
@@ -80,7 +83,14 @@ class Write:
     def size(self) -> int:
         """About how many characters it brings."""
         result = self.step.result if self.step else self.finish.result if self.finish else None
-        return 200 + len(result or "") + (self.add.size if self.add else 0)
+        value = self.emit.value if self.emit else result
+        return 200 + len(value or "") + (self.add.size if self.add else 0)
+
+    @property
+    def checkpoint(self) -> RecordedStep | None:
+        """The checkpoint that is among it."""
+        part = self.take or self.emit
+        return self.step if part is None else part.step
 
     @property
     def is_done(self) -> bool:
@@ -114,6 +124,7 @@ class _Batch:
 
     steps: list[StepToRecord]
     take: list[EventToTake]
+    emit: list[ItemToEmit]
     failed: list[AttemptToRecord]
     add: list[ChildrenToAdd]
     give_up: list[ChildrenToGiveUp]
@@ -128,6 +139,7 @@ class _Batch:
         return cls(
             steps=[StepToRecord(write.task, write.step) for write in _in_order(writes) if write.step is not None],
             take=[write.take for write in writes if write.take is not None],
+            emit=[write.emit for write in writes if write.emit is not None],
             failed=[AttemptToRecord(write.task, write.failed) for write in writes if write.failed is not None],
             add=[write.add for write in writes if write.add is not None],
             give_up=[write.give_up for write in writes if write.give_up is not None],
@@ -141,8 +153,13 @@ class _Batch:
     @property
     def is_one_statement(self) -> bool:
         """Whether it needs no transaction around it."""
-        parts = (self.steps, self.take, self.failed, self.add, self.give_up, self.done, self.put_down, self.finish)
+        parts = (self.steps, self.take, self.emit, self.failed, self.give_up, self.done, self.put_down, self.finish)
         return sum(map(bool, parts)) == 1 and not self.add
+
+    def left(self, written: _Written) -> list[ClaimedTask]:
+        """Return the tasks that were not the worker's, or that somebody else has locked."""
+        not_emitted = [item.task for item in self.emit if item.key not in written.steps]
+        return not_emitted + [task for task in self.bound if task.task_id not in written.tasks]
 
 
 def _in_order(writes: Sequence[Write]) -> Iterable[Write]:
@@ -163,7 +180,7 @@ class _Written:
         failed: the failed attempts that are recorded now.
         held: tasks to which children were added, if they are the worker's.
         tasks: the tasks that were freed, finished or done, or whose children were given up.
-        locked: those that were not, because somebody else has locked them.
+        locked: those that were not, or whose values were not emitted, because somebody else has locked them.
     """
 
     steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
@@ -329,11 +346,7 @@ class Writer:
 
     def _apply(self, connection: Connection, batch: _Batch) -> _Written:
         names, me = self._names, self._identity.worker_id
-        written = _Written()
-        if batch.steps:
-            written.steps |= self._record_steps(connection, batch.steps)
-        if batch.take:
-            written.steps |= self._take_events(connection, batch.take)
+        written = _Written(steps=self._record(connection, batch))
         if batch.failed:
             written.failed = tasks.record_attempts(connection, names, me, batch.failed)
         if batch.add:
@@ -348,10 +361,21 @@ class Writer:
             written.tasks |= tasks.put_down(connection, names, me, batch.put_down)
         if batch.finish:
             written.tasks |= tasks.finish(connection, names, me, batch.finish)
-        left = [task for task in batch.bound if task.task_id not in written.tasks]
+        left = batch.left(written)
         if left:
             written.locked = tasks.held(connection, names, me, left)
         return written
+
+    def _record(self, connection: Connection, batch: _Batch) -> dict[tuple[UUID, str], RecordedStep]:
+        recorded: dict[tuple[UUID, str], RecordedStep] = {}
+        if batch.steps:
+            recorded |= self._record_steps(connection, batch.steps)
+        if batch.take:
+            recorded |= self._take_events(connection, batch.take)
+        if batch.emit:
+            emitted = streams.emit(connection, self._names, self._identity.worker_id, batch.emit)
+            recorded |= {item.key: item.step for item in batch.emit if item.key in emitted}
+        return recorded
 
     def _record_steps(
         self, connection: Connection, steps: Sequence[StepToRecord]
@@ -389,7 +413,7 @@ def _resolve(pending: _Pending, written: _Written) -> None:
     if pending.done.done():  # the turn was stopped in the meantime
         return
     write = pending.write
-    named = write.step or (write.take and write.take.step)
+    named = write.checkpoint
     step = None if named is None else written.steps.get((write.task.run_id, named.name))
     is_written = (
         (named is None or step is not None)
