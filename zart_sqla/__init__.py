@@ -3,6 +3,7 @@
 from zart_sqla import sync
 from zart_sqla.client.handles import ExecutionHandle
 from zart_sqla.client.scheduler import PostgresScheduler
+from zart_sqla.client.streams import StreamReader, SyncStreamReader
 from zart_sqla.client.sync import SyncExecutionHandle, SyncScheduler
 from zart_sqla.config import PoolConfig, WorkerConfig
 from zart_sqla.errors import (
@@ -88,8 +89,10 @@ __all__ = [
     "StepKind",
     "StepStatus",
     "StepTimeout",
+    "StreamReader",
     "SyncExecutionHandle",
     "SyncScheduler",
+    "SyncStreamReader",
     "TableNames",
     "TaskRegistry",
     "WaitTimedOut",

@@ -31,7 +31,7 @@ from zart_sqla.statements.arrays import INTEGER, TEXT, TIMESTAMP_TZ, UUID, rows_
 from zart_sqla.statements.fences import mine
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE, Executable, Select
+    from sqlalchemy import CTE, ColumnElement, Executable, Select
 
     from zart_sqla.table_names import TableNames
 
@@ -113,9 +113,9 @@ def _numbered(names: TableNames, done: CTE) -> Select[Any]:
     )
     ranked = select(new, case((new.c.rank == 1, func.coalesce(last, -1))).label("last")).subquery("ranked")
     before = func.max(ranked.c.last).over(partition_by=[ranked.c.execution_id, ranked.c.stream])
-    return select(
-        ranked.c.execution_id, ranked.c.stream, before + ranked.c.rank, ranked.c.run_id, cast(ranked.c.value, JSON)
-    )
+    number, value = before + ranked.c.rank, cast(ranked.c.value, JSON)
+    columns: list[ColumnElement[Any]] = [ranked.c.execution_id, ranked.c.stream, number, ranked.c.run_id, value]
+    return select(*columns)
 
 
 @functools.cache

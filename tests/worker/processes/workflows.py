@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from tests.worker.processes.ledger import Ledger
-from zart_sqla import TaskRegistry, context, durable, sleep, step, sync, trx, wait_for_event
+from zart_sqla import TaskRegistry, context, durable, emit, sleep, step, sync, trx, wait_for_event
 
 FOLDER = "ZART_TEST_STAGE"
 NAME = "ZART_TEST_WORKER_NAME"
@@ -163,6 +163,8 @@ async def _perform(command: str, label: str, argument: str) -> None:
             await sleep(label, argument)
         case "expect":
             await wait_for_event(label, int)
+        case "emit":
+            await emit(label, argument)
         case "wait":  # in the body, between two steps
             _note(label, "began")
             await _pass(argument)
