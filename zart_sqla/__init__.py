@@ -3,6 +3,7 @@
 from zart_sqla import sync
 from zart_sqla.client.handles import ExecutionHandle
 from zart_sqla.client.scheduler import PostgresScheduler
+from zart_sqla.client.streams import StreamReader, SyncStreamReader
 from zart_sqla.client.sync import SyncExecutionHandle, SyncScheduler
 from zart_sqla.config import PoolConfig, WorkerConfig
 from zart_sqla.errors import (
@@ -41,6 +42,7 @@ from zart_sqla.runtime.interruptions import progress, shield
 from zart_sqla.runtime.retry import Retry
 from zart_sqla.runtime.scheduled import Scheduled, schedule, wait, wait_any, wait_first_n
 from zart_sqla.runtime.steps import Step, StepCall, step
+from zart_sqla.runtime.streams import emit
 from zart_sqla.runtime.transactions import trx
 from zart_sqla.runtime.values import capture, now, random, uuid
 from zart_sqla.runtime.waits import sleep, wait_for_event
@@ -92,8 +94,10 @@ __all__ = [
     "StepStalled",
     "StepStatus",
     "StepTimeout",
+    "StreamReader",
     "SyncExecutionHandle",
     "SyncScheduler",
+    "SyncStreamReader",
     "TableNames",
     "TaskRegistry",
     "WaitTimedOut",
@@ -106,6 +110,7 @@ __all__ = [
     "context",
     "continue_as_new",
     "durable",
+    "emit",
     "gather",
     "now",
     "outcome",

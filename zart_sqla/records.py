@@ -52,6 +52,8 @@ class StepKind(StrEnum):
     CAPTURE = "capture"
     EVENT = "event"
     """A wait for an event: recorded when it begins, done when the event is taken or the wait times out."""
+    EMIT = "emit"
+    """A value that the body has emitted into a stream."""
     CHILD = "child"
     """A step that the body has scheduled: a task of its own."""
     CHOICE = "choice"
@@ -249,6 +251,21 @@ class NewEvent:
     name: str
     payload: str
     event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPosition:
+    """Where somebody is who reads a stream.
+
+    Attributes:
+        execution_id: the execution.
+        stream: the stream's name there.
+        offset: the number of the next item, from 0.
+    """
+
+    execution_id: str
+    stream: str
+    offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

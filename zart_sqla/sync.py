@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime import answers, executions, groups, scheduled, transactions, values, waits
+from zart_sqla.runtime import answers, executions, groups, scheduled, streams, transactions, values, waits
 from zart_sqla.runtime.context import body_turn, context
 from zart_sqla.runtime.interruptions import progress
 from zart_sqla.runtime.steps import check_call
@@ -30,6 +30,7 @@ __all__ = [
     "capture",
     "context",
     "continue_as_new",
+    "emit",
     "gather",
     "now",
     "outcome",
@@ -70,6 +71,11 @@ def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | None = 
 def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | None = None) -> Any:
     """Return the value of the next event of this name; see `zart_sqla.wait_for_event`."""
     return _await("wait_for_event(...)", waits.wait_for_event(name, kind, timeout=timeout))
+
+
+def emit(stream: str, value: object, /) -> None:
+    """Add a value to a stream of the execution; see `zart_sqla.emit`."""
+    _await("emit(...)", streams.emit(stream, value))
 
 
 def capture(name: str, function: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ TABLES: Final = (
     "steps",
     "step_attempts",
     "events",
+    "stream_items",
     "schedules",
     "pause_rules",
     "queues",
@@ -114,6 +115,10 @@ class TableNames:
     @property
     def events(self) -> str:
         return self.table("events")
+
+    @property
+    def stream_items(self) -> str:
+        return self.table("stream_items")
 
     @property
     def schedules(self) -> str:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zart_sqla import TaskRegistry, durable, step, wait_for_event
+from zart_sqla import TaskRegistry, durable, emit, step, wait_for_event
 
 logger = logging.getLogger("shop")
 
@@ -63,6 +63,15 @@ async def listen(count: int) -> list[Any]:
     return [await wait_for_event("shipment_ready") for _ in range(count)]
 
 
+@durable("tell")
+async def tell(values: list[Any]) -> None:
+    """Emit the values, and then those of events, until one is null."""
+    for value in values:
+        await emit("progress", value)
+    while (value := await wait_for_event("more")) is not None:
+        await emit("progress", value)
+
+
 @step
 def block_for_file(path: str) -> None:
     """Wait for the file in a thread, which nothing can interrupt."""
@@ -86,7 +95,7 @@ async def freeze(path: str) -> None:
 
 
 registry = TaskRegistry()
-for _workflow in (add, fragile, hold, listen, block, freeze):
+for _workflow in (add, fragile, hold, listen, tell, block, freeze):
     registry.register(_workflow)
 
 nothing = TaskRegistry()

@@ -17,6 +17,7 @@ COMMANDS = (
     "wait",
     "result",
     "event",
+    "stream",
     "cancel",
     "resume",
     "list",

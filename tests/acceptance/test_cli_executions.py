@@ -1,5 +1,6 @@
 """The commands about executions, with a worker and without."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,55 @@ def test_event_that_is_refused(zart: Command) -> None:
         assert zart("event", "order-1", *arguments).code == 2
     assert zart("event", "order-1").code == 2
     assert zart.sql("SELECT count(*) FROM zart_events") == [(0,)]
+
+
+def test_stream(zart: Command) -> None:
+    """`stream` prints a line of JSON for each value as it comes, and ends with the execution."""
+    zart("start", "tell", '[{"done": 1}, "Zoë"]', "--id", "order-1")
+    expected = [
+        '{"offset": 0, "value": {"done": 1}}',
+        '{"offset": 1, "value": "Zoë"}',
+        '{"offset": 2, "value": [null]}',
+    ]
+    with zart.started("stream", "order-1", "progress") as following, zart.worker() as worker:
+        until(lambda: following.text.splitlines() == expected[:2], worker)
+        assert zart("event", "order-1", "more", "[null]").code == 0
+        until(lambda: following.text.splitlines() == expected, worker)
+        assert zart("event", "order-1", "more").code == 0
+        assert following.end() == 0
+        assert following.text.splitlines() == expected
+        assert zart("wait", "order-1").code == 0
+    again = zart("stream", "order-1", "progress")
+    assert (again.code, again.out.splitlines(), again.err) == (0, expected, "")
+    assert zart("stream", "order-1", "progress", "--offset", "2").out.splitlines() == expected[2:]
+    assert zart("stream", "order-1", "nothing").out == ""
+
+
+def test_stream_without_following(zart: Command) -> None:
+    """`stream --no-follow` prints what is there, and ends before the execution does."""
+    zart("start", "tell", "[7, 8]", "--id", "order-1")
+    before = zart("stream", "order-1", "progress", "--no-follow")
+    assert (before.code, before.out) == (0, "")
+    with zart.worker() as worker:
+        until(lambda: zart("status", "order-1", "--json").data["status"] == "waiting", worker)
+    there = zart("stream", "order-1", "progress", "--no-follow", "--offset", "1")
+    assert (there.code, there.out) == (0, '{"offset": 1, "value": 8}\n')
+    assert zart("status", "order-1", "--json").data["status"] == "waiting"
+
+
+def test_stream_that_is_refused(zart: Command) -> None:
+    """An id that there is not ends with 3; an offset or a name that cannot be with 2; Ctrl-C with 130."""
+    unknown = zart("stream", "order-1", "progress")
+    assert (unknown.code, unknown.out) == (3, "")
+    assert "zart list" in unknown.err
+    zart("start", "tell", "[]", "--id", "order-1")
+    for arguments in (["progress", "--offset", "-1"], ["progress", "--offset", "x"], [""], []):
+        assert zart("stream", "order-1", *arguments).code == 2
+    with zart.started("stream", "order-1", "progress") as following:
+        until(lambda: zart.sql("SELECT followed_until IS NOT NULL FROM zart_execution_runs") == [(True,)], following)
+        following.signal(signal.SIGINT)
+        assert following.end() == 130
+        assert following.text == ""
 
 
 def test_wait_hears_of_the_end(zart: Command, tmp_path: Path) -> None:

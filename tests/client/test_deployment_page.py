@@ -27,7 +27,7 @@ from zart_sqla import (
     durable,
 )
 
-TABLES = ("executions", "execution_runs", "tasks", "steps", "step_attempts", "workers")
+TABLES = ("executions", "execution_runs", "tasks", "steps", "step_attempts", "stream_items", "workers")
 
 
 class OnboardingTask:

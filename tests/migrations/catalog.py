@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 
 from zart_sqla.migrations import known_revisions
 from zart_sqla.migrations.locations import VERSIONS
-from zart_sqla.table_names import TableNames
+from zart_sqla.table_names import TABLES, TableNames
 
 LATER = "zart_9999"
 _LATER_REVISION = """
@@ -75,5 +75,5 @@ def tables(connection: Connection, schema: str | None = None) -> set[str]:
 
 def our_tables(names: TableNames) -> set[str]:
     """Return the names of the tables that the newest revision has."""
-    present = ("executions", "execution_runs", "tasks", "steps", "step_attempts", "events", "workers")
-    return {names.table(table) for table in present}
+    kept_for_later = {"schedules", "pause_rules", "queues"}
+    return {names.table(table) for table in set(TABLES) - kept_for_later}

@@ -10,7 +10,18 @@ from sqlalchemy import Executable
 
 from zart_sqla import ExecutionStatus, TableNames
 from zart_sqla.records import ExecutionFilter
-from zart_sqla.statements import children, diagnosis, events, executions, fences, notifications, steps, tasks, workers
+from zart_sqla.statements import (
+    children,
+    diagnosis,
+    events,
+    executions,
+    fences,
+    notifications,
+    steps,
+    streams,
+    tasks,
+    workers,
+)
 
 MODULES: tuple[ModuleType, ...] = (
     children,
@@ -20,6 +31,7 @@ MODULES: tuple[ModuleType, ...] = (
     fences,
     notifications,
     steps,
+    streams,
     tasks,
     workers,
 )

@@ -8,8 +8,9 @@ import pytest
 
 from tests.store.connections import Database
 from tests.store.crew import ERROR, GRACE, claim, claim_one, finish, kill, register, start
+from tests.store.test_streams import age_mark, item
 from zart_sqla import TableNames
-from zart_sqla.store import executions, workers
+from zart_sqla.store import executions, streams, workers
 
 END = "no more"
 
@@ -151,3 +152,24 @@ async def test_run_ids_are_all_that_is_told(database: Database, ear: Ear) -> Non
     await database.run(executions.cancel, "\N{GRINNING FACE}" * 500)
     ((_, payload),) = ear.heard()
     assert str(UUID(payload)) == payload
+
+
+async def test_items_of_a_run_that_is_followed(database: Database, ear: Ear) -> None:
+    """What it emits is told once a transaction, and once; if nobody follows, or not any more, nothing is."""
+    worker = await register(database)
+    claimed = await claim_one(database, worker)
+    news = [("done", str(claimed.run_id))]
+    await database.run(streams.emit, worker, [item(claimed, "a")])
+    await database.run(executions.await_end, "order-1")
+    await database.run(streams.emit, worker, [item(claimed, "b")])
+    assert ear.heard() == []
+    await database.run(streams.follow, "order-1")
+    await database.run(streams.emit, worker, [item(claimed, "c"), item(claimed, "d"), item(claimed, "e", stream="x")])
+    assert ear.heard() == news
+    await database.run(streams.emit, worker, [item(claimed, "c")])
+    assert ear.heard() == []
+    await age_mark(database, 31)
+    await database.run(streams.emit, worker, [item(claimed, "f")])
+    assert ear.heard() == []
+    await finish(database, worker, claimed)
+    assert ear.heard() == news

@@ -80,7 +80,8 @@ async def count_rows(scheduler: PostgresScheduler) -> dict[str, int]:
     tables = tables_of(scheduler.names)
     counted = {}
     async with scheduler.engine.connect() as connection:
-        for table in (tables.executions, tables.execution_runs, tables.tasks, tables.steps, tables.step_attempts):
+        of_runs = (tables.execution_runs, tables.tasks, tables.steps, tables.step_attempts, tables.stream_items)
+        for table in (tables.executions, *of_runs):
             name = table.name.removeprefix(scheduler.names.prefix)
             counted[name] = await connection.scalar(select(func.count()).select_from(table)) or 0
     return counted

@@ -14,8 +14,10 @@ from zart_sqla import (
     Page,
     PostgresScheduler,
     StepInfo,
+    StreamReader,
     SyncExecutionHandle,
     SyncScheduler,
+    SyncStreamReader,
     TableNames,
     TaskRegistry,
     Worker,
@@ -67,6 +69,25 @@ async def offers(
     await handle.offer_event(3)  # type: ignore[arg-type]
     await handle.offer_event("paid", 1, "e")  # type: ignore[call-arg]
     sync_handle.offer_event("paid", session="x")  # type: ignore[arg-type]
+
+
+async def streams(handle: ExecutionHandle[Receipt], sync_handle: SyncExecutionHandle[Receipt]) -> None:
+    """A reader gives values of the type that it names; without one they are plain JSON."""
+    reader = handle.stream("progress", Order, offset=3)
+    assert_type(reader, StreamReader[Order])
+    assert_type(reader.offset, int)
+    assert_type([one async for one in reader], list[Order])
+    assert_type(await anext(reader), Order)
+    async for value in handle.stream("progress"):
+        assert_type(value, Any)
+    plain = sync_handle.stream("progress", Order, follow=False)
+    assert_type(plain, SyncStreamReader[Order])
+    assert_type(list(plain), list[Order])
+    assert_type(next(sync_handle.stream("progress", int | None)), Any)
+    handle.stream(3)  # type: ignore[call-overload]
+    handle.stream("progress", Order, 3)  # type: ignore[call-overload]
+    handle.stream("progress", offset="3")  # type: ignore[call-overload]
+    sync_handle.stream("progress", follow=3)  # type: ignore[call-overload]
 
 
 def sync_client(engine: Engine, session: Session) -> None:

@@ -18,6 +18,7 @@ from zart_sqla import (
     capture,
     context,
     durable,
+    emit,
     now,
     random,
     sync,
@@ -153,6 +154,20 @@ async def refused_events() -> None:
     await wait_for_event(3)  # type: ignore[call-overload]
     await wait_for_event("paid", Order, "1h")  # type: ignore[call-overload]
     await wait_for_event("paid", timeout=b"5s")  # type: ignore[call-overload]
+
+
+async def emitting() -> None:
+    """Any value can be emitted, into a stream that is named."""
+    await emit("progress", Order("x"))
+    await emit("progress", None)
+    await emit("progress")  # type: ignore[call-arg]
+    await emit(3, 1)  # type: ignore[arg-type]
+
+
+def emitting_in_a_def_workflow() -> None:
+    """So it can without `await`."""
+    sync.emit("progress", {"done": 3})
+    sync.emit("progress")  # type: ignore[call-arg]
 
 
 def refused(tasks: TaskRegistry) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 from sqlalchemy import select
@@ -14,11 +15,13 @@ from tests.support.traffic import Traffic, traffic
 from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import let_time_pass, scheduler_on, until, worker_on, working
 from zart_sqla import (
+    Durable,
     ExecutionStatus,
     PostgresScheduler,
     Retry,
     context,
     durable,
+    emit,
     gather,
     schedule,
     sleep,
@@ -89,6 +92,13 @@ async def listener(count: int) -> None:
 
 
 @durable
+async def counter(count: int) -> None:
+    """Emit so many values."""
+    for number in range(count):
+        await emit("progress", number)
+
+
+@durable
 async def retrier() -> None:
     """Have a step that fails twice."""
     await flaky_step()
@@ -129,7 +139,7 @@ class Watch:
 @asynccontextmanager
 async def watched(url: str) -> AsyncIterator[Watch]:
     """Yield the watch on a worker that has nothing to do yet."""
-    workflows = (steps_in_a_row, steps_side_by_side, children, sleeper, listener, retrier, writer)
+    workflows = (steps_in_a_row, steps_side_by_side, children, sleeper, listener, counter, retrier, writer)
     outside = await asyncpg.connect(url)
     try:
         with traffic() as said:
@@ -219,6 +229,26 @@ async def test_waiting_for_an_event(migrated_url: str) -> None:
         start_claim_finish, put_down, offer, claim_and_journal, take, spare_claims = 4, 2, 2, 2, 1, 3
         expected = start_claim_finish + put_down + offer + claim_and_journal + take
         assert statements - expected in range(spare_claims + 1)
+
+
+async def test_emitting(migrated_url: str) -> None:
+    """A value costs a statement without a transaction, as a step does, and two rows: whether anybody follows or not."""
+    async with watched(migrated_url) as watch:
+        for count in (1, 10, 100):
+            cost = await watch.count(lambda: watch.scheduler.start(counter, count))  # noqa: B023 - awaited at once
+            assert cost == (count + 4, TRANSACTION)
+        rows = "SELECT (SELECT count(*) FROM zart_stream_items), (SELECT count(*) FROM zart_steps WHERE kind = 'emit')"
+        assert [tuple(row) for row in await watch.outside.fetch(rows)] == [(111, 111)]
+        assert not await watch.outside.fetchval("SELECT bool_or(is_awaited) FROM zart_execution_runs")
+
+
+async def test_emits_share_commits(migrated_url: str) -> None:
+    """Hundreds of runs that emit at the same time share their statements and commits."""
+    async with watched(migrated_url) as watch:
+        many = [(None, 5)] * 500
+        statements, transactions = await watch.count(lambda: watch.scheduler.start_many(counter, many))
+        assert statements < 100
+        assert len(transactions) < 60
 
 
 async def until_waiting(watch: Watch) -> None:
@@ -325,7 +355,7 @@ async def test_one_connection_besides_the_pool(migrated_url: str) -> None:
 
 
 async def test_wal(postgres_version: int) -> None:
-    """The WAL bytes of a step and of a run stay what they are."""
+    """The WAL bytes of a step, of a value and of a run stay what they are."""
     quiet = QUICK | {"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0"}
     with private_server(postgres_version, quiet) as server:
         url = server.get_uri()
@@ -333,12 +363,15 @@ async def test_wal(postgres_version: int) -> None:
             await scheduler.migrate()
         async with watched(url) as watch:
 
-            async def wal_of(runs: int, steps: int) -> int:
+            async def wal_of(runs: int, steps: int, workflow: Durable[int, Any] = steps_in_a_row) -> int:
                 before = await watch.outside.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-                await watch.count(lambda: watch.scheduler.start_many(steps_in_a_row, [(None, steps)] * runs))
+                await watch.count(lambda: watch.scheduler.start_many(workflow, [(None, steps)] * runs))
                 return int(await watch.outside.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn") - before)
 
             await wal_of(200, 1)  # pages and indexes exist from here on
             bare, stepped = await wal_of(200, 0), await wal_of(200, 10)
+            await wal_of(200, 1, counter)
+            emitting = await wal_of(200, 10, counter)
     assert bare / 200 < 2600
     assert (stepped - bare) / 2000 < 400
+    assert (emitting - bare) / 2000 < 800

@@ -18,7 +18,7 @@ from zart_sqla import (
 )
 from zart_sqla.codec import MAX_DATA_BYTES
 
-NOTHING = {"executions": 0, "execution_runs": 0, "tasks": 0, "steps": 0, "step_attempts": 0}
+NOTHING = {"executions": 0, "execution_runs": 0, "tasks": 0, "steps": 0, "step_attempts": 0, "stream_items": 0}
 PLAIN: list[Any] = [
     7,
     -1.5,

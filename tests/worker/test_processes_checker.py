@@ -39,6 +39,14 @@ CRIMES: dict[str, LiteralString] = {
         INSERT INTO zart_events (execution_id, name, payload, run_id, taken_at)
         SELECT execution_id, 'x', '1', run_id, now() FROM zart_execution_runs
     """,
+    "a stream has a gap": """
+        INSERT INTO zart_stream_items (execution_id, stream, seq, run_id, value)
+        SELECT execution_id, 'x', 1, run_id, '1' FROM zart_execution_runs
+    """,
+    "a value was emitted without its checkpoint, or twice, or not at all": """
+        INSERT INTO zart_stream_items (execution_id, stream, seq, run_id, value)
+        SELECT execution_id, 'x', 0, run_id, '1' FROM zart_execution_runs
+    """,
     "a step's own writes and its checkpoint are not both there, once each": "INSERT INTO deposits TABLE deposits",
 }
 

@@ -10,11 +10,13 @@ from tests.support.working import count_rows, working
 from zart_sqla import (
     ExecutionFailed,
     ExecutionStatus,
+    InvalidDataError,
     PostgresScheduler,
     Retry,
     StepFailed,
     context,
     durable,
+    emit,
     sleep,
     step,
 )
@@ -26,6 +28,7 @@ REFUSALS = {
     "steps": text("ALTER TABLE zart_steps ADD CHECK (result::text <> '\"poison\"')"),
     "outputs": text("ALTER TABLE zart_execution_runs ADD CHECK (result::text <> '\"poison\"')"),
     "attempts": text("ALTER TABLE zart_step_attempts ADD CHECK (error::text NOT LIKE '%poison%')"),
+    "items": text("ALTER TABLE zart_stream_items ADD CHECK (value::text <> '\"poison\"')"),
     "waits": text("ALTER TABLE zart_steps ADD CHECK (name <> 'poison')"),
 }
 
@@ -97,6 +100,28 @@ async def test_poisoned_outputs(migrated_url: str) -> None:
             else:
                 assert await handle.result(timeout=PATIENCE) == "good"
         assert (await count_rows(scheduler))["tasks"] == 0
+
+
+async def test_poisoned_items(migrated_url: str) -> None:
+    """A value that PostgreSQL refuses is refused by its call, without a checkpoint; hundreds beside it are emitted."""
+    crowd = Crowd()
+
+    @durable
+    async def order(number: int) -> str:
+        try:
+            await emit("progress", await crowd.gather(number))
+        except InvalidDataError:
+            return "refused"
+        return "emitted"
+
+    async with working(migrated_url, order, max_concurrent_tasks=CROWD) as scheduler:
+        await refuse(scheduler, "items")
+        handles = await scheduler.start_many(order, [(None, number) for number in range(CROWD)])
+        await crowd.release()
+        results = [await handle.result(timeout=PATIENCE) for handle in handles]
+        counted = await count_rows(scheduler)
+    assert results == ["refused" if number in POISONED else "emitted" for number in range(CROWD)]
+    assert counted["steps"] == counted["stream_items"] == CROWD - len(POISONED)
 
 
 async def test_poisoned_waits(migrated_url: str) -> None:

@@ -47,6 +47,7 @@ for _command in (
     executions.wait,
     executions.result,
     executions.event,
+    executions.stream,
     executions.cancel,
     executions.resume,
 ):

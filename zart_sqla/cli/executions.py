@@ -1,4 +1,4 @@
-"""The commands about executions: start, look, wait, tell of an event, cancel, resume."""
+"""The commands about executions: start, look, wait, tell of an event, follow a stream, cancel, resume."""
 
 import json
 import sys
@@ -156,6 +156,29 @@ def event(  # noqa: PLR0913, PLR0917 - options
             output.print_json({"execution_id": execution_id, "name": name, "event_id": event_id, "is_new": is_new})
         else:
             typer.echo(f"{execution_id} {name} {'offered' if is_new else 'was offered before'}")
+
+    run(main())
+
+
+def stream(  # noqa: PLR0913, PLR0917 - options
+    execution_id: options.ExecutionId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The stream's name.")],
+    offset: Annotated[int, typer.Option("--offset", metavar="N", help="The number of the first value, from 0.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Wait for what comes until the execution ends, or do not.")
+    ] = True,
+    url: options.Url = None,
+    prefix: options.Prefix = None,
+    schema: options.Schema = None,
+) -> None:
+    """Print what an execution emits into a stream, as it comes: a line of JSON for each value, with its offset."""
+    database = Database.named(url, prefix, schema)
+
+    async def main() -> None:
+        async with database.open() as scheduler:
+            reader = scheduler.handle(execution_id).stream(name, offset=offset, follow=follow)
+            async for value in reader:
+                output.print_json({"offset": reader.offset - 1, "value": value}, compact=True)
 
     run(main())
 

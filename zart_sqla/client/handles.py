@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
 from zart_sqla.client import executions
+from zart_sqla.client.streams import StreamReader
 from zart_sqla.durations import to_timedelta
 from zart_sqla.errors import WaitTimedOut
 from zart_sqla.store import executions as stored
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 S = TypeVar("S")
+T = TypeVar("T")
 
 POLL_SECONDS: Final = 5.0
 """How often a wait looks by itself, in case a notification was missed."""
@@ -111,6 +113,28 @@ class ExecutionHandle(Generic[R]):
         """
         event = executions.prepare_event(self.execution_id, name, value, event_id)
         return await self._scheduler.run_and_wake(executions.offer_event, event, session=session)
+
+    @overload
+    def stream(self, name: str, kind: type[T], /, *, offset: int = 0, follow: bool = True) -> StreamReader[T]: ...
+    @overload
+    def stream(self, name: str, kind: Any = Any, /, *, offset: int = 0, follow: bool = True) -> StreamReader[Any]: ...
+    def stream(self, name: str, kind: Any = Any, /, *, offset: int = 0, follow: bool = True) -> StreamReader[Any]:
+        """Return a reader of one of its streams, which gives the values that it emits, as they come.
+
+        The reader ends when the execution has ended and all is read, however it ended. A wait holds no connection of
+        the pool. Its `offset` tells where to go on: whoever stores that can follow from there later, and elsewhere.
+
+        Args:
+            name: the stream's name.
+            kind: the type of the values. Default: plain JSON data.
+            offset: the number of the first value to read. Default: the first that there is, 0.
+            follow: whether to wait for what comes later. If not, the reader ends behind what is there.
+
+        Raises:
+            ConfigError: the offset is not a number from 0.
+            InvalidNameError: no stream can have such a name.
+        """
+        return StreamReader(self._scheduler, self.execution_id, name, kind, offset=offset, follow=follow)
 
     async def resume(self) -> None:
         """Let it go on after it failed, in a new run that keeps the steps that succeeded.

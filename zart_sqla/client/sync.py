@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from contextlib import contextmanager
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -20,18 +22,20 @@ from typing import (
 from sqlalchemy import create_engine, text
 
 from zart_sqla import migrations
-from zart_sqla.client import executions
+from zart_sqla.client import executions, streams
 from zart_sqla.client.connections import run_joined_sync
 from zart_sqla.client.engines import SYNC_DRIVER, url_for
+from zart_sqla.client.streams import SyncStreamReader
 from zart_sqla.durations import to_timedelta
 from zart_sqla.errors import ConfigError, WaitTimedOut
 from zart_sqla.records import DEFAULT_QUEUE, ExecutionStatus
 from zart_sqla.runtime.executions import prepare, result_codec
 from zart_sqla.store import executions as stored
+from zart_sqla.store import streams as stored_streams
 from zart_sqla.table_names import TableNames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -43,8 +47,9 @@ if TYPE_CHECKING:
     from zart_sqla.client.scheduler import PostgresScheduler
     from zart_sqla.codec import Codec
     from zart_sqla.durations import Duration
-    from zart_sqla.records import ExecutionInfo, NewExecution, Page, StepInfo
+    from zart_sqla.records import ExecutionInfo, NewExecution, Page, StepInfo, StreamPosition
     from zart_sqla.runtime.handlers import Durable
+    from zart_sqla.store.streams import StreamPage
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -70,6 +75,10 @@ class Backend(Protocol):
         """Return the execution's output when it has completed; raise `TimeoutError` if that takes too long."""
         ...
 
+    def next_page(self, position: StreamPosition, *, is_caught_up: bool) -> StreamPage:
+        """Return the next items of a stream, when there are some, or the execution has ended."""
+        ...
+
     def close(self) -> None:
         """Close what it opened itself."""
         ...
@@ -89,6 +98,9 @@ class LoopBackend:
 
     def result(self, execution_id: str, codec: Codec[Any], timeout: float | None) -> Any:
         return self._await(self._scheduler.handle(execution_id).with_codec(codec).result(timeout=timeout))
+
+    def next_page(self, position: StreamPosition, *, is_caught_up: bool) -> StreamPage:
+        return cast("StreamPage", self._await(streams.next_page(self._scheduler, position, is_caught_up=is_caught_up)))
 
     def close(self) -> None:
         """Leave the scheduler open: it belongs to the async side."""
@@ -140,36 +152,59 @@ class EngineBackend:
 
     def result(self, execution_id: str, codec: Codec[Any], timeout: float | None) -> Any:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._connect("AUTOCOMMIT") as connection:
-            driver: Any = connection.connection.driver_connection
-            is_notified = hasattr(driver, "notifies") and self._engine.dialect.driver == "psycopg"
+        with self._connect("AUTOCOMMIT") as connection, self._listening(connection) as wait_for_news:
+            while True:
+                ended = executions.ending(connection, self._names, execution_id)
+                if ended.status.is_terminal:
+                    return executions.result_of(ended, execution_id, codec)
+                if stored.await_end(connection, self._names, execution_id) is not None:
+                    wait_for_news(_left(deadline))
+
+    def next_page(self, position: StreamPosition, *, is_caught_up: bool) -> StreamPage:
+        page = streams.NOTHING_YET if is_caught_up else self.run(lambda one: streams.read(one, self._names, position))
+        if page.is_news:
+            return page
+        with self._connect("AUTOCOMMIT") as connection, self._listening(connection) as wait_for_news:
+            while True:
+                followed = stored_streams.follow(connection, self._names, position.execution_id)
+                page = streams.read(connection, self._names, position)
+                if page.is_news:
+                    return page
+                if followed is not None:
+                    wait_for_news(streams.patience(followed))
+
+    @contextmanager
+    def _listening(self, connection: Connection) -> Generator[Callable[[float], None]]:
+        """Listen for news of runs; give what waits for some, at most for so many seconds."""
+        driver: Any = connection.connection.driver_connection
+        is_notified = hasattr(driver, "notifies") and self._engine.dialect.driver == "psycopg"
+
+        def wait_for_news(seconds: float) -> None:
             if is_notified:
-                connection.execute(text(f'LISTEN "{self._names.done_channel}"'))
-            try:
-                while True:
-                    ended = executions.ending(connection, self._names, execution_id)
-                    if ended.status.is_terminal:
-                        return executions.result_of(ended, execution_id, codec)
-                    if stored.await_end(connection, self._names, execution_id) is not None:
-                        _wait_for_news(driver, is_notified, deadline)
-            finally:
-                if is_notified:
-                    connection.execute(text("UNLISTEN *"))
+                for _ in driver.notifies(timeout=min(seconds, _POLL_SECONDS), stop_after=1):
+                    return
+            else:
+                time.sleep(min(seconds, _POLL_SECONDS_UNNOTIFIED))
+
+        if is_notified:
+            connection.execute(text(f'LISTEN "{self._names.done_channel}"'))
+        try:
+            yield wait_for_news
+        finally:
+            if is_notified:
+                connection.execute(text("UNLISTEN *"))
 
     def close(self) -> None:
         if self._is_owned:
             self._engine.dispose()
 
 
-def _wait_for_news(driver: Any, is_notified: bool, deadline: float | None) -> None:  # noqa: FBT001
-    left = float("inf") if deadline is None else deadline - time.monotonic()
+def _left(deadline: float | None) -> float:
+    """Return how many seconds are left; raise `TimeoutError` if none are."""
+    left = math.inf if deadline is None else deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    if is_notified:
-        for _ in driver.notifies(timeout=min(left, _POLL_SECONDS), stop_after=1):
-            return
-    else:
-        time.sleep(min(left, _POLL_SECONDS_UNNOTIFIED))
+    return left
 
 
 class SyncScheduler:
@@ -372,6 +407,10 @@ class SyncScheduler:
                 raise
             raise WaitTimedOut(execution_id, limit) from None
 
+    def next_page(self, position: StreamPosition, *, is_caught_up: bool) -> StreamPage:
+        """Return the next items of a stream, when there are some: how a reader goes on."""
+        return self._backend.next_page(position, is_caught_up=is_caught_up)
+
     def wake(self) -> None:
         """Wake the workers."""
         self._backend.wake(self.names)
@@ -420,6 +459,16 @@ class SyncExecutionHandle(Generic[R]):
         """Offer it an event; see `ExecutionHandle.offer_event`."""
         event = executions.prepare_event(self.execution_id, name, value, event_id)
         return self._scheduler.run_and_wake(executions.offer_event, event, session=session)
+
+    @overload
+    def stream(self, name: str, kind: type[T], /, *, offset: int = 0, follow: bool = True) -> SyncStreamReader[T]: ...
+    @overload
+    def stream(
+        self, name: str, kind: Any = Any, /, *, offset: int = 0, follow: bool = True
+    ) -> SyncStreamReader[Any]: ...
+    def stream(self, name: str, kind: Any = Any, /, *, offset: int = 0, follow: bool = True) -> SyncStreamReader[Any]:
+        """Return a reader of one of its streams; see `ExecutionHandle.stream`."""
+        return SyncStreamReader(self._scheduler, self.execution_id, name, kind, offset=offset, follow=follow)
 
     def resume(self) -> None:
         """Let it go on after it failed; see `ExecutionHandle.resume`."""

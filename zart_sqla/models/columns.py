@@ -60,6 +60,7 @@ class ExecutionRunColumns:
         started_at: when a worker first took it up; known here when it has ended.
         completed_at: when it ended.
         is_awaited: whether somebody waits to be notified of its end.
+        followed_until: until when somebody waits to be notified of what it emits; None if nobody ever did.
         status: where it stands: an `ExecutionStatus` as text. It can be queried.
     """
 
@@ -75,6 +76,7 @@ class ExecutionRunColumns:
     started_at: Mapped[datetime | None] = _moment()
     completed_at: Mapped[datetime | None] = _moment()
     is_awaited: Mapped[bool] = mapped_column(server_default=text("false"))
+    followed_until: Mapped[datetime | None] = _moment()
 
     if TYPE_CHECKING:
         status: Mapped[str]
@@ -203,6 +205,26 @@ class EventColumns:
     offered_at: Mapped[datetime] = _moment(default_now=True)
     run_id: Mapped[UUID | None] = mapped_column(Uuid)
     taken_at: Mapped[datetime | None] = _moment()
+
+
+class StreamItemColumns:
+    """A value that a run has emitted into a stream of its execution.
+
+    Attributes:
+        execution_id: the execution.
+        stream: the stream's name there.
+        seq: its number in the stream, from 0 and without gaps, whichever runs of the execution emit.
+        run_id: the run that emitted it.
+        value: the value.
+        emitted_at: when it was emitted.
+    """
+
+    execution_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    stream: Mapped[str] = mapped_column(Text, primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    run_id: Mapped[UUID] = mapped_column(Uuid)
+    value: Mapped[Any] = mapped_column(JSON)
+    emitted_at: Mapped[datetime] = _moment(default_now=True)
 
 
 class WorkerColumns:

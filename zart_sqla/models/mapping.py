@@ -26,6 +26,7 @@ from zart_sqla.models.columns import (
     ExecutionRunColumns,
     StepAttemptColumns,
     StepColumns,
+    StreamItemColumns,
     TaskColumns,
     WorkerColumns,
 )
@@ -42,6 +43,7 @@ STEP_KINDS: Final = (
     "sleep",
     "capture",
     "event",
+    "emit",
     "child",
     "choice",
     "execution",
@@ -68,6 +70,7 @@ class ZartModels:
     Step: type[StepColumns]
     StepAttempt: type[StepAttemptColumns]
     Event: type[EventColumns]
+    StreamItem: type[StreamItemColumns]
     Worker: type[WorkerColumns]
 
 
@@ -99,6 +102,7 @@ class Tables:
     steps: Table
     step_attempts: Table
     events: Table
+    stream_items: Table
     workers: Table
 
 
@@ -120,6 +124,7 @@ def tables_of(names: TableNames) -> Tables:
         steps=table("steps"),
         step_attempts=table("step_attempts"),
         events=table("events"),
+        stream_items=table("stream_items"),
         workers=table("workers"),
     )
 
@@ -179,6 +184,7 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         ),
         Index(f"{prefix}events_offered_idx", "execution_id", "name", "event_seq", postgresql_where="taken_at IS NULL"),
     )
+    item = mapped(StreamItemColumns, "stream_items")
     worker = mapped(WorkerColumns, "workers")
 
     _add_status(execution, run, task)
@@ -192,6 +198,7 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         Step=step,
         StepAttempt=attempt,
         Event=event,
+        StreamItem=item,
         Worker=worker,
     )
 

@@ -109,6 +109,17 @@ class Recorder(Protocol):
         """
         ...
 
+    async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
+        """Add a value, as JSON text, to a stream of the execution, with its checkpoint; return once it is committed.
+
+        If the checkpoint is there already, it adds nothing.
+
+        Raises:
+            TurnSignal: the task is not the worker's any more; nothing is written.
+            InvalidDataError: PostgreSQL refuses it; nothing is written.
+        """
+        ...
+
     async def record_attempt(self, failed: FailedAttempt) -> None:
         """Write a failed attempt.
 

@@ -425,6 +425,13 @@ class Turn:
         except TurnSignal as signal:
             raise self.note(signal) from None
 
+    async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
+        """Add a value to a stream, with its checkpoint."""
+        try:
+            await self.recorder.emit(step, stream, value)
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
     async def run_step(self, call: StepCall[T]) -> T:
         """Return a step's value: the recorded one, or that of running it now."""
         return await self.run_at(self.enter(call.name, call.step.kind), call)

@@ -35,11 +35,18 @@ def alive(names: TableNames) -> CTE:
     )
 
 
-def mine(names: TableNames, turn: FromClause, *columns: ColumnElement[Any]) -> CTE:
+def mine(names: TableNames, turn: FromClause, *columns: ColumnElement[Any], against_end_only: bool = False) -> CTE:
     """Select, and lock, those of the given tasks that the worker `me` still holds.
 
     It passes over what somebody else has locked, such as an app that cancels an execution in a transaction of its
     own: the others that are written in the same batch must not wait for that.
+
+    Args:
+        names: the tables.
+        turn: which tasks, with the tokens of their holders.
+        *columns: what else to select.
+        against_end_only: lock them only against being deleted or given to somebody else. An offer of an event, in a
+            transaction of the app's own, then locks nobody out.
     """
     tasks = tables_of(names).tasks
     me = alive(names)
@@ -48,6 +55,6 @@ def mine(names: TableNames, turn: FromClause, *columns: ColumnElement[Any]) -> C
         select(tasks.c.task_id, tasks.c.run_id, tasks.c.started_at, *columns)
         .join(turn, is_mine)
         .join(me, me.c.worker_id == tasks.c.worker_id)
-        .with_for_update(of=tasks, skip_locked=True)
+        .with_for_update(of=tasks, skip_locked=True, read=against_end_only, key_share=against_end_only)
         .cte("mine")
     )

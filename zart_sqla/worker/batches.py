@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zart_sqla.runtime import faults
-from zart_sqla.store import children, events, executions, tasks
+from zart_sqla.store import children, events, executions, streams, tasks
 from zart_sqla.store.events import EventToTake
 from zart_sqla.store.tasks import (
     AttemptToRecord,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from zart_sqla.records import ClaimedTask, ExecutionInfo, RecordedStep
     from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
+    from zart_sqla.store.streams import ItemToEmit
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.writes import Write
 
@@ -38,6 +39,7 @@ class Batch:
     Attributes:
         steps: checkpoints.
         take: waits for events.
+        emit: values for streams.
         failed: failed attempts.
         add: new children.
         give_up: children that are given up.
@@ -53,6 +55,7 @@ class Batch:
 
     steps: list[StepToRecord]
     take: list[EventToTake]
+    emit: list[ItemToEmit]
     failed: list[AttemptToRecord]
     add: list[ChildrenToAdd]
     give_up: list[ChildrenToGiveUp]
@@ -75,6 +78,7 @@ class Batch:
                 if write.step is not None and write.start is None
             ],
             take=[write.take for write in writes if write.take is not None],
+            emit=[write.emit for write in writes if write.emit is not None],
             failed=[AttemptToRecord(write.task, write.failed) for write in writes if write.failed is not None],
             add=[write.add for write in writes if write.add is not None],
             give_up=[write.give_up for write in writes if write.give_up is not None],
@@ -96,10 +100,16 @@ class Batch:
     def is_one_statement(self) -> bool:
         """Whether it needs no transaction around it."""
         single = (
-            *(self.steps, self.take, self.failed, self.give_up, self.done),
+            *(self.steps, self.take, self.emit, self.failed, self.give_up, self.done),
             *(self.drop, self.put_down, self.finish, self.renew),
         )
         return sum(map(bool, single)) == 1 and not self.add and not self.start
+
+    def left(self, written: Written) -> list[ClaimedTask]:
+        """Return the tasks that were not the worker's, or that somebody else has locked."""
+        # An emit locks the task less than others need it, so that it is done says nothing of them.
+        not_emitted = [item.task for item in self.emit if item.key not in written.steps]
+        return not_emitted + [task for task in self.bound if task.task_id not in written.tasks]
 
 
 @dataclass(slots=True)
@@ -110,7 +120,7 @@ class Written:
         steps: the checkpoints that are recorded now, new or from before; and waits for which there was no event.
         failed: the failed attempts that are recorded now.
         tasks: the tasks that were locked, and with which so all was done that needs that.
-        locked: those that were not, because somebody else has locked them.
+        locked: those that were not, or whose values were not emitted, because somebody else has locked them.
     """
 
     steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
@@ -141,6 +151,9 @@ class Application:
             written.steps |= self._record_steps(batch.steps)
         if batch.take:
             written.steps |= self._take_events(batch.take)
+        if batch.emit:
+            emitted = streams.emit(connection, names, me, batch.emit)
+            written.steps |= {item.key: item.step for item in batch.emit if item.key in emitted}
         if batch.failed:
             written.failed = tasks.record_attempts(connection, names, me, batch.failed)
         if batch.start:
@@ -150,7 +163,7 @@ class Application:
                 written.tasks |= write(connection, names, me, items)
         if batch.start or batch.add:
             executions.notify_work(connection, names)
-        left = [task for task in batch.bound if task.task_id not in written.tasks]
+        left = batch.left(written)
         if left:
             written.locked = tasks.held(connection, names, me, left)
         return written

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
 from zart_sqla.store.events import EventToTake
+from zart_sqla.store.streams import ItemToEmit
 from zart_sqla.worker.writer import MAX_BATCH
 from zart_sqla.worker.writes import Write
 
@@ -82,6 +83,9 @@ class TaskRecorder:
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
         taken = await self._services.writer.write(Write(task=self._task, take=EventToTake(self._task, wait, name)))
         return taken or wait
+
+    async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
+        await self._services.writer.write(Write(task=self._task, emit=ItemToEmit(self._task, step, stream, value)))
 
     async def record_attempt(self, failed: FailedAttempt) -> None:
         await self._services.writer.write(Write(task=self._task, failed=failed))

@@ -229,7 +229,7 @@ def _resolve(pending: _Pending, written: Written) -> None:
     if pending.done.done():  # the turn was stopped in the meantime
         return
     write = pending.write
-    named = write.step or (write.take and write.take.step)
+    named = write.checkpoint
     step = None if named is None else written.steps.get((write.task.run_id, named.name))
     is_written = (
         (named is None or step is not None)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zart_sqla.records import ClaimedTask, FailedAttempt, NewExecution, RecordedStep
     from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
     from zart_sqla.store.events import EventToTake
+    from zart_sqla.store.streams import ItemToEmit
     from zart_sqla.store.tasks import RunToFinish, RunToRenew, TaskToPutDown
 
 
@@ -22,6 +23,7 @@ class Write:
         task: the task.
         step: a checkpoint; if the task is a child, it ends with it.
         take: a wait for an event, to be given one that is there.
+        emit: a value for a stream, with its checkpoint.
         failed: a failed attempt.
         add: children of its run.
         give_up: children that its run has no more need of.
@@ -35,6 +37,7 @@ class Write:
     task: ClaimedTask
     step: RecordedStep | None = None
     take: EventToTake | None = None
+    emit: ItemToEmit | None = None
     failed: FailedAttempt | None = None
     add: ChildrenToAdd | None = None
     give_up: ChildrenToGiveUp | None = None
@@ -49,11 +52,18 @@ class Write:
         """About how many characters it brings."""
         texts = (
             self.step and self.step.result,
+            self.emit and self.emit.value,
             self.finish and self.finish.result,
             self.start and self.start.payload,
             self.renew and self.renew.payload,
         )
         return 200 + sum(len(text) for text in texts if text) + (self.add.size if self.add else 0)
+
+    @property
+    def checkpoint(self) -> RecordedStep | None:
+        """The checkpoint that is among it."""
+        part = self.take or self.emit
+        return self.step if part is None else part.step
 
     @property
     def is_done(self) -> bool:

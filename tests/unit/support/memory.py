@@ -85,6 +85,7 @@ class MemoryRecorder:
         writes_left: after how many more writes the task is not the worker's any more; None: it stays so.
         refused: names of steps whose checkpoints PostgreSQL refuses.
         events: the names and values, as JSON text, of the events that were offered and not taken.
+        emitted: the streams and values, as JSON text, of the items that were emitted.
         children: the children that are not done, by their names.
         executions: how the executions stand that the run has started, and others that a test puts there.
         started: those that the run has started.
@@ -99,6 +100,7 @@ class MemoryRecorder:
         self.writes_left: int | None = None
         self.refused: set[str] = set()
         self.events: list[tuple[str, str]] = []
+        self.emitted: list[tuple[str, str]] = []
         self.children: dict[str, Child] = {}
         self.executions: dict[str, Ending] = {}
         self.started: list[NewExecution] = []
@@ -171,6 +173,12 @@ class MemoryRecorder:
                 return self.keep(replace(wait, result=event[1]))
         return self.steps.get(wait.name, wait)
 
+    async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
+        """Keep a value and its checkpoint, unless there is one of that name."""
+        if step.name not in self.steps:
+            await self.record(step)
+            self.emitted.append((stream, value))
+
     async def record_attempt(self, failed: FailedAttempt) -> None:
         """Keep a failed attempt."""
         self._write()
@@ -231,6 +239,11 @@ class MemoryRun:
     def steps(self) -> list[str]:
         """The names of the checkpoints, in the order of recording."""
         return list(self.recorder.steps)
+
+    @property
+    def emitted(self) -> list[tuple[str, Any]]:
+        """The streams and values of the items, in the order in which they were emitted."""
+        return [(stream, json.loads(value)) for stream, value in self.recorder.emitted]
 
     @property
     def history(self) -> RunHistory:

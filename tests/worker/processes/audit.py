@@ -115,6 +115,15 @@ FORBIDDEN: Mapping[str, LiteralString] = {
                  WHERE kind = 'event' AND completed_at IS NOT NULL AND error IS NULL)
         (TABLE taken EXCEPT ALL TABLE done) UNION ALL (TABLE done EXCEPT ALL TABLE taken)
     """,
+    "a stream has a gap": """
+        SELECT execution_id, stream, count(*), max(seq) FROM zart_stream_items
+        GROUP BY execution_id, stream HAVING count(*) <> max(seq) + 1
+    """,
+    "a value was emitted without its checkpoint, or twice, or not at all": """
+        WITH emitted AS (SELECT run_id, count(*) FROM zart_stream_items GROUP BY run_id),
+             done AS (SELECT run_id, count(*) FROM zart_steps WHERE kind = 'emit' GROUP BY run_id)
+        (TABLE emitted EXCEPT ALL TABLE done) UNION ALL (TABLE done EXCEPT ALL TABLE emitted)
+    """,
     "a step's own writes and its checkpoint are not both there, once each": """
         WITH written AS (SELECT execution_id, step FROM deposits),
              recorded AS (

@@ -22,6 +22,7 @@ from zart_sqla import (
     TaskRegistry,
     context,
     durable,
+    emit,
     schedule,
     sleep,
     step,
@@ -207,6 +208,8 @@ async def _perform(command: str, label: str, argument: str) -> None:
             await wait_for_event(label, int)
         case "fan":
             await _fan(label, argument)
+        case "emit":
+            await emit(label, argument)
         case "wait":  # in the body, between two steps
             _note(label, "began")
             await _pass(argument)

@@ -29,6 +29,8 @@ NOW = sa.text("now()")
 ZERO = sa.text("0")
 FALSE = sa.text("false")
 
+TABLES = ("executions", "execution_runs", "tasks", "steps", "step_attempts", "events", "stream_items", "workers")
+
 
 def upgrade(operations: Operations | None = None, **_: object) -> None:
     op, names = revision_scope(operations)
@@ -41,12 +43,13 @@ def upgrade(operations: Operations | None = None, **_: object) -> None:
     create_steps(op, names)
     create_step_attempts(op, names)
     create_events(op, names)
+    create_stream_items(op, names)
     create_workers(op, names)
 
 
 def downgrade(operations: Operations | None = None, **_: object) -> None:
     op, names = revision_scope(operations)
-    for table in ("workers", "events", "step_attempts", "steps", "tasks", "execution_runs", "executions"):
+    for table in reversed(TABLES):
         op.drop_table(names.table(table), schema=names.schema)
 
 
@@ -87,6 +90,7 @@ def create_execution_runs(op: Operations, names: TableNames) -> None:
         sa.Column("started_at", TIMESTAMP, nullable=True),
         sa.Column("completed_at", TIMESTAMP, nullable=True),
         sa.Column("is_awaited", sa.Boolean, server_default=FALSE, nullable=False),
+        sa.Column("followed_until", TIMESTAMP, nullable=True),
         sa.PrimaryKeyConstraint("run_id", name=f"{names.execution_runs}_pkey"),
         sa.UniqueConstraint("execution_id", "run_index", name=f"{names.execution_runs}_index_key"),
         _one_of("outcome", ("completed", "failed", "cancelled"), f"{names.execution_runs}_outcome_check"),
@@ -148,6 +152,7 @@ def create_steps(op: Operations, names: TableNames) -> None:
                 "sleep",
                 "capture",
                 "event",
+                "emit",
                 "child",
                 "choice",
                 "execution",
@@ -203,6 +208,20 @@ def create_events(op: Operations, names: TableNames) -> None:
         ["execution_id", "name", "event_seq"],
         schema=names.schema,
         postgresql_where=sa.text("taken_at IS NULL"),
+    )
+
+
+def create_stream_items(op: Operations, names: TableNames) -> None:
+    op.create_table(
+        names.stream_items,
+        sa.Column("execution_id", sa.Text, nullable=False),
+        sa.Column("stream", sa.Text, nullable=False),
+        sa.Column("seq", sa.BigInteger, autoincrement=False, nullable=False),
+        sa.Column("run_id", sa.Uuid, nullable=False),
+        sa.Column("value", sa.JSON, nullable=False),
+        sa.Column("emitted_at", TIMESTAMP, server_default=NOW, nullable=False),
+        sa.PrimaryKeyConstraint("execution_id", "stream", "seq", name=f"{names.stream_items}_pkey"),
+        schema=names.schema,
     )
 
 
