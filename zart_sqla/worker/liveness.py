@@ -362,9 +362,10 @@ async def _transaction(connection: AsyncConnection) -> AsyncGenerator[None]:
 async def _cut(connection: AsyncConnection) -> None:
     """Drop a connection without asking the server, which may not answer; its locks fall when it notices."""
     with contextlib.suppress(SQLAlchemyError):
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        driver.terminate()
-        await connection.invalidate()
+        if not connection.invalidated:  # else SQLAlchemy has dropped it, and would make another one when asked for it
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            driver.terminate()
+            await connection.invalidate()
     await connection.close()
 
 
