@@ -164,7 +164,7 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         Index(f"{prefix}tasks_due_idx", "due_at", postgresql_where="worker_id IS NULL"),
         Index(f"{prefix}tasks_worker_idx", "worker_id", postgresql_where="worker_id IS NOT NULL"),
         Index(f"{prefix}tasks_parent_idx", "parent_run_id", postgresql_where="parent_run_id IS NOT NULL"),
-        Index(f"{prefix}tasks_group_idx", "task_id", postgresql_where="awaits_open IS NOT NULL"),
+        Index(f"{prefix}tasks_group_idx", "run_id", postgresql_where="awaits_open IS NOT NULL"),
     )
     step = mapped(StepColumns, "steps", _one_of("kind", STEP_KINDS, f"{prefix}steps_kind_check"))
     attempt = mapped(StepAttemptColumns, "step_attempts")

@@ -76,7 +76,7 @@ def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequenc
 
 
 def remove(connection: Connection, names: TableNames, worker_id: UUID, done: Iterable[ClaimedTask]) -> set[UUID]:
-    """Delete the tasks of children that are done.
+    """Delete the tasks of children that are done, or of what followed the cancellation of a run.
 
     Returns:
         Those that the worker still held.
@@ -110,7 +110,7 @@ def wake(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) -> 
         For each of those, whether it was: not so while somebody has locked its task.
     """
     rows = connection.execute(children.wake(names), {"run_ids": list(run_ids)})
-    return {row.task_id: row.is_woken for row in rows}
+    return {row.run_id: row.is_woken for row in rows}
 
 
 def wake_all(connection: Connection, names: TableNames) -> dict[UUID, bool]:
@@ -119,7 +119,7 @@ def wake_all(connection: Connection, names: TableNames) -> dict[UUID, bool]:
     Returns:
         As `wake`.
     """
-    return {row.task_id: row.is_woken for row in connection.execute(children.wake_all(names))}
+    return {row.run_id: row.is_woken for row in connection.execute(children.wake_all(names))}
 
 
 def payloads(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) -> dict[UUID, str]:
