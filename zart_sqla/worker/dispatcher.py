@@ -189,7 +189,8 @@ class Dispatcher:
                 await self._writer.write(write)
         except InvalidDataError as error:
             if task.is_cleanup:
-                raise
+                logger.warning("what follows the cancellation of %r ends here: %s", task.execution_id, error)
+                return await self._settle(task, CleanedUp())
             refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
             return await self._settle(task, Failed(refused))
         except TurnSignal:
