@@ -479,16 +479,17 @@ async def test_renew_of_parent_and_child(database: Database) -> None:
 
 
 async def test_renew_in_one_batch(database: Database) -> None:
-    """Parent and child in one batch of one worker: the child first, then the parent."""
+    """Parent, child and grandchild go on as new runs in one statement, and stay related."""
     worker = await register(database)
-    parent, claimed = await family(database, worker, "a")
-    for _ in range(3):
-        done = await renew(database, worker, parent, claimed["a"])
-        if parent.run_id in done:
-            break
-    assert (await info(database, "parent")).run_index == 1
-    assert (await info(database, "a")).run_index == 1
-    assert await open_executions(database, (await info(database, "parent")).run_id) == ["a"]
+    parent, claimed = await family(database, worker, "a", "b")
+    await start_child(database, claimed["a"], "a-1")
+    (grandchild,) = await claim(database, worker)
+    done = await renew(database, worker, grandchild, parent, claimed["a"])
+    assert await open_executions(database, done[parent.run_id]) == ["a", "b"]
+    assert await open_executions(database, done[claimed["a"].run_id]) == ["a-1"]
+    left = {one["task_id"] for one in await rows(database, lambda tables: tables.tasks)}
+    assert left == {*done.values(), claimed["b"].task_id}
+    assert len(await database.run(executions.cancel, "parent")) == 4
 
 
 async def test_cancel_waits_for_a_renewal(database: Database) -> None:

@@ -242,15 +242,17 @@ def renew(names: TableNames) -> Executable:
     """
     t = tables_of(names)
     turn = rows_of("given", task_id=UUID, attempt=INTEGER, new_id=UUID, payload=TEXT)
-    kept = ("task_name", "queue", "signals", "has_cleanup", "parent_run_id")
-    locked = mine(names, turn, turn.c.new_id, turn.c.payload, *(t.tasks.c[name] for name in kept))
+    kept = ("task_name", "queue", "signals", "has_cleanup")
+    more = (t.tasks.c.parent_run_id, *(t.tasks.c[name] for name in kept))
+    locked = mine(names, turn, turn.c.new_id, turn.c.payload, *more)
     held = _with_executions(names, locked)
-    gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).cte("gone")
+    gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).returning(t.tasks.c.task_id).cte("gone")
     children = delete_steps(names, held.c.run_id).cte("children")
     adopted = (
         update(t.tasks)
         .values(parent_run_id=held.c.new_id)
         .where(t.tasks.c.parent_run_id == held.c.run_id, t.tasks.c.step.is_(None))
+        .where(t.tasks.c.task_id.not_in(select(gone.c.task_id)))
         .cte("adopted")
     )
     run = t.execution_runs
@@ -278,9 +280,17 @@ def renew(names: TableNames) -> Executable:
             cast(held.c.payload, JSON),
         ).select_from(both),
     )
+    # A run and one that it has started may be followed in the same statement.
+    parent = held.alias("parent")
     tasks = insert(t.tasks).from_select(
-        ["task_id", "run_id", "due_at", *kept],
-        select(held.c.new_id, held.c.new_id, func.now(), *(held.c[name] for name in kept)).select_from(both),
+        ["task_id", "run_id", "due_at", "parent_run_id", *kept],
+        select(
+            held.c.new_id,
+            held.c.new_id,
+            func.now(),
+            func.coalesce(parent.c.new_id, held.c.parent_run_id),
+            *(held.c[name] for name in kept),
+        ).select_from(both.outerjoin(parent, parent.c.run_id == held.c.parent_run_id)),
     )
     told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
     return select(ended.c.task_id, told).add_cte(gone, children, adopted, pointed, runs.cte("runs"), tasks.cte("new"))
