@@ -11,7 +11,7 @@ INSTALL: LiteralString = """
 CREATE TABLE deposits (execution_id text NOT NULL, step text NOT NULL);
 CREATE TABLE audit (
     id bigint GENERATED ALWAYS AS IDENTITY, kind text, run_id uuid, detail text,
-    token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
+    task_id uuid, token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
 );
 
 CREATE FUNCTION audit_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -26,10 +26,11 @@ CREATE TRIGGER audit AFTER UPDATE OR DELETE ON zart_execution_runs FOR EACH ROW 
 
 CREATE FUNCTION audit_checkpoint() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO audit (kind, run_id, detail, token, is_fenced)
-    SELECT 'checkpoint', NEW.run_id, NEW.name, t.attempt,
+    -- What follows a cancellation has a task of its own, and no child: the run's task is gone then.
+    INSERT INTO audit (kind, run_id, detail, task_id, token, is_fenced)
+    SELECT 'checkpoint', NEW.run_id, NEW.name, t.task_id, t.attempt,
            EXISTS (SELECT FROM zart_workers w WHERE w.worker_id = t.worker_id)
-    FROM (VALUES (NEW.run_id)) AS given (id) LEFT JOIN zart_tasks t ON t.task_id = given.id;
+    FROM (VALUES (NEW.run_id)) AS given (id) LEFT JOIN zart_tasks t ON t.run_id = given.id AND t.step IS NULL;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
@@ -47,10 +48,28 @@ CREATE TRIGGER audit_change AFTER UPDATE OR DELETE ON zart_steps FOR EACH ROW EX
 FORBIDDEN: Mapping[str, LiteralString] = {
     "a run that has not ended has no task": """
         SELECT execution_id FROM zart_execution_runs r
-        WHERE outcome IS NULL AND NOT EXISTS (SELECT FROM zart_tasks t WHERE t.run_id = r.run_id)
+        WHERE outcome IS NULL AND NOT EXISTS (SELECT FROM zart_tasks t WHERE t.task_id = r.run_id)
     """,
     "a run that has ended still has a task": """
-        SELECT execution_id FROM zart_execution_runs JOIN zart_tasks USING (run_id) WHERE outcome IS NOT NULL
+        SELECT execution_id FROM zart_execution_runs JOIN zart_tasks USING (run_id)
+        WHERE outcome IS NOT NULL AND (outcome <> 'cancelled' OR task_id = run_id)
+    """,
+    "an execution that was cancelled has left one behind that is bound to it": """
+        SELECT c.execution_id FROM zart_executions c JOIN zart_execution_runs r ON r.run_id = c.run_id
+        JOIN zart_executions p ON p.execution_id = c.parent_id JOIN zart_execution_runs pr ON pr.run_id = p.run_id
+        WHERE c.is_bound AND r.outcome IS NULL AND pr.outcome = 'cancelled'
+    """,
+    "an execution is the child of a run that another one has followed": """
+        SELECT c.execution_id FROM zart_tasks t JOIN zart_executions c ON c.run_id = t.run_id
+        JOIN zart_executions p ON p.execution_id = c.parent_id WHERE t.step IS NULL AND t.parent_run_id <> p.run_id
+    """,
+    "an execution that was started is not on record, or the other way round": """
+        WITH started AS (SELECT parent_id, execution_id FROM zart_executions WHERE parent_id IS NOT NULL),
+             recorded AS (
+                 SELECT DISTINCT r.execution_id, s.result #>> '{}'
+                 FROM zart_steps s JOIN zart_execution_runs r USING (run_id)
+                 WHERE kind = 'execution' AND s.error IS NULL)
+        (TABLE started EXCEPT ALL TABLE recorded) UNION ALL (TABLE recorded EXCEPT ALL TABLE started)
     """,
     "a task is held by a worker that is not there": """
         SELECT task_id, worker_id FROM zart_tasks
@@ -64,12 +83,12 @@ FORBIDDEN: Mapping[str, LiteralString] = {
         SELECT run_id, detail, writer FROM audit WHERE kind = 'checkpoint' AND is_fenced IS NOT TRUE
     """,
     "two workers wrote with one token": """
-        SELECT run_id, token, array_agg(DISTINCT writer) FROM audit
-        WHERE kind = 'checkpoint' GROUP BY run_id, token HAVING count(DISTINCT writer) > 1
+        SELECT run_id, task_id, token, array_agg(DISTINCT writer) FROM audit
+        WHERE kind = 'checkpoint' GROUP BY run_id, task_id, token HAVING count(DISTINCT writer) > 1
     """,
     "an older turn wrote after a newer one": """
         SELECT run_id, id FROM (
-            SELECT run_id, id, token, max(token) OVER (PARTITION BY run_id ORDER BY id) AS newest
+            SELECT run_id, id, token, max(token) OVER (PARTITION BY run_id, task_id ORDER BY id) AS newest
             FROM audit WHERE kind = 'checkpoint') AS written
         WHERE token < newest
     """,
