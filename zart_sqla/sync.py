@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, assert_never, cast, overload
 
 from zart_sqla.errors import NotInWorkflowError
 from zart_sqla.runtime import answers, executions, groups, scheduled, streams, transactions, values, waits
@@ -209,7 +209,7 @@ def start_child(
 
 def continue_as_new(data: object = None) -> NoReturn:
     """End this run, and begin another one of the same execution; see `zart_sqla.continue_as_new`."""
-    _await("continue_as_new(...)", executions.continue_as_new(data))
+    assert_never(_await("continue_as_new(...)", executions.continue_as_new(data)))
 
 
 def outcome(call: StepCall[T]) -> Answer[T]:

@@ -53,6 +53,7 @@ SPECIAL: dict[str, Builder] = {
     "executions.browse": lambda names: executions.browse(names, WANTED, CURSOR),
     "executions.browse everything": lambda names: executions.browse(names, EVERYTHING, None),
     "notifications.notify": lambda _: notifications.notify(),
+    "notifications.notify_all": lambda _: notifications.notify_all(),
     "tasks.claim": lambda names: tasks.claim(names, all_queues=True),
     "tasks.claim some queues": lambda names: tasks.claim(names, all_queues=False),
     "workers.is_locked": lambda _: workers.is_locked(),

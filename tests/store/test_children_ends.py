@@ -255,7 +255,7 @@ async def test_cancel(database: Database, is_child_held: bool) -> None:  # noqa:
     assert await open_children(database) == ["c"]
     assert (await info(database)).status == "cancelled"
     assert await database.run(children.wake_all) == {}
-    assert await database.run(executions.cancel, "order-1") is False
+    assert await database.run(executions.cancel, "order-1") == set()
 
 
 async def bury(database: Database, dead: UUID, undertaker: UUID, max_crashes: int = 2) -> list[Orphan]:

@@ -291,9 +291,10 @@ async def test_many_cancel_and_finish_races(database: Database) -> None:
     claimed = {one.execution_id: one for one in await claim(database, worker)}
 
     async def race(execution_id: str) -> tuple[bool, bool]:
-        return await asyncio.gather(
+        cancelled, finished = await asyncio.gather(
             database.run(executions.cancel, execution_id), finish(database, worker, claimed[execution_id])
         )
+        return bool(cancelled), finished
 
     for execution_id, (cancelled, finished) in zip(ids, await asyncio.gather(*map(race, ids)), strict=True):
         assert cancelled != finished

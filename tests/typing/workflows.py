@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from zart_sqla import (
+    ChildExecution,
     Context,
     Durable,
     Failure,
@@ -17,10 +18,12 @@ from zart_sqla import (
     TaskRegistry,
     capture,
     context,
+    continue_as_new,
     durable,
     emit,
     now,
     random,
+    start_child,
     sync,
     trx,
     uuid,
@@ -168,6 +171,60 @@ def emitting_in_a_def_workflow() -> None:
     """So it can without `await`."""
     sync.emit("progress", {"done": 3})
     sync.emit("progress")  # type: ignore[call-arg]
+
+
+async def children() -> None:
+    """A child that a workflow starts gives what the child's function returns; by its name alone, plain JSON."""
+    child = await start_child(named, Order("x"), execution_id="x", queue="slow", on_parent_cancel="leave")
+    assert_type(child, ChildExecution[Receipt])
+    assert_type(child.execution_id, str)
+    assert_type(await child.result(), Receipt)
+    assert_type(await start_child(plain, Order("x")), ChildExecution[Receipt])
+    assert_type(await start_child(without_input), ChildExecution[int])
+    assert_type(await start_child("elsewhere", {"x": 1}), ChildExecution[Any])
+    assert_type(await start_child("elsewhere"), ChildExecution[Any])
+    await start_child(named, "x")  # type: ignore[misc]
+    await start_child(named)  # type: ignore[arg-type]
+    await start_child(named, Order("x"), on_parent_cancel="kill")  # type: ignore[call-overload]
+
+
+def children_of_a_def_workflow() -> None:
+    """So it does without `await`."""
+    child = sync.start_child(named, Order("x"))
+    assert_type(child, sync.SyncChildExecution[Receipt])
+    assert_type(child.execution_id, str)
+    assert_type(child.result(), Receipt)
+    assert_type(sync.start_child(without_input).result(), int)
+    assert_type(sync.start_child("elsewhere", 1).result(), Any)
+    sync.start_child(named, "x")  # type: ignore[misc]
+
+
+@durable
+async def endless(state: Order) -> Receipt:
+    """Nothing follows a `continue_as_new`, so no value has to be returned."""
+    await continue_as_new(state)
+
+
+@durable
+def endless_plain(state: Order) -> Receipt:
+    """The same without `await`."""
+    sync.continue_as_new(state)
+
+
+async def give_back(order: Order) -> None:
+    """Do something after a cancellation."""
+
+
+@durable("cancellable", on_cancel=give_back)
+async def cancellable(order: Order) -> Receipt:
+    """Be cancelled."""
+    return Receipt(order.id)
+
+
+def cancellables() -> None:
+    """`on_cancel` is a function of the input; the workflow's type is as ever."""
+    assert_type(cancellable, AsyncDurable[Order, Receipt])
+    durable(on_cancel=3)  # type: ignore[call-overload]
 
 
 def refused(tasks: TaskRegistry) -> None:

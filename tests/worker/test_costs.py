@@ -32,7 +32,7 @@ from zart_sqla import (
 )
 
 TRANSACTION = ["BEGIN", "COMMIT"]
-JOURNAL = "UNION ALL"
+JOURNAL = "CAST(zart_steps.result AS TEXT)"
 """What only the query has that reads what there is of runs."""
 
 

@@ -14,6 +14,23 @@ CRIMES: dict[str, LiteralString] = {
         INSERT INTO zart_tasks (task_id, run_id, task_name, queue)
         SELECT run_id, run_id, 'x', 'x' FROM zart_execution_runs
     """,
+    "an execution that was cancelled has left one behind that is bound to it": """
+        UPDATE zart_execution_runs SET outcome = 'cancelled';
+        INSERT INTO zart_execution_runs (run_id, execution_id, run_index, trigger, payload)
+        VALUES (gen_random_uuid(), 'x', 0, 'initial', '1');
+        INSERT INTO zart_executions (execution_id, task_name, queue, run_id, parent_id, is_bound)
+        SELECT 'x', 'x', 'x', run_id, 'one', true FROM zart_execution_runs WHERE execution_id = 'x'
+    """,
+    "an execution is the child of a run that another one has followed": """
+        INSERT INTO zart_executions (execution_id, task_name, queue, run_id, parent_id)
+        VALUES ('x', 'x', 'x', gen_random_uuid(), 'one');
+        INSERT INTO zart_tasks (task_id, run_id, task_name, queue, parent_run_id)
+        SELECT run_id, run_id, 'x', 'x', gen_random_uuid() FROM zart_executions WHERE execution_id = 'x'
+    """,
+    "an execution that was started is not on record, or the other way round": """
+        INSERT INTO zart_executions (execution_id, task_name, queue, run_id, parent_id)
+        VALUES ('x', 'x', 'x', gen_random_uuid(), 'one')
+    """,
     "a task is held by a worker that is not there": """
         INSERT INTO zart_tasks (task_id, run_id, task_name, queue, worker_id)
         SELECT run_id, run_id, 'x', 'x', gen_random_uuid() FROM zart_execution_runs

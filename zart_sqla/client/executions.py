@@ -23,6 +23,7 @@ from zart_sqla.store import events, executions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from sqlalchemy import Connection
 
@@ -95,34 +96,43 @@ def _nothing_if_known(connection: Connection, names: TableNames, execution_id: s
     return []
 
 
-def refuse_own_cancel(execution_id: str, session: AnyConnection | None) -> None:
-    """Refuse a step's cancelling of the execution that it is in, in the transaction that `trx()` gave it.
+def run_to_spare(session: AnyConnection | None) -> UUID | None:
+    """Return the run that may not be cancelled in this transaction, None if there is none.
 
-    The checkpoint would be part of that transaction, and could not be written: the run would be over.
-
-    Raises:
-        NotInWorkflowError: it is that.
+    It is that of a step which has asked for a transaction: the checkpoint would be part of it, and could not be
+    written, since the run would be over.
     """
     step = active_step.get()
-    is_own = step is not None and step.transaction is not None and step.turn.task.execution_id == execution_id
-    if is_own and session is not None:
-        raise NotInWorkflowError("cancel(session=...)", "cannot end the run of its own step: leave out the session")
+    has_transaction = step is not None and step.transaction is not None
+    return step.turn.task.run_id if step is not None and has_transaction and session is not None else None
 
 
-def cancel(connection: Connection, names: TableNames, execution_id: str) -> None:
+def cancel(connection: Connection, names: TableNames, execution_id: str, spared: UUID | None = None) -> None:
     """End the execution as cancelled.
 
     Raises:
         ExecutionNotFound: there is none.
         ExecutionFinished: it has completed or failed. To cancel one that is cancelled changes nothing.
+        NotInWorkflowError: that would end the run that is to be spared; nothing is changed.
     """
-    while not executions.cancel(connection, names, execution_id):
+    if spared is None:
+        _cancel(connection, names, execution_id)
+        return
+    with connection.begin_nested():
+        if spared in _cancel(connection, names, execution_id):
+            raise NotInWorkflowError("cancel(session=...)", "cannot end the run of its own step: leave out the session")
+
+
+def _cancel(connection: Connection, names: TableNames, execution_id: str) -> set[UUID]:
+    """Cancel the execution, and return the runs that this has ended."""
+    while not (ended := executions.cancel(connection, names, execution_id)):
         status = info(connection, names, execution_id).status
         if status is ExecutionStatus.CANCELLED:
-            return
+            break
         if status.is_terminal:
             raise ExecutionFinished(execution_id, status)
         # Another run of it has begun in between.
+    return ended
 
 
 def prepare_event(execution_id: str, name: str, value: object, event_id: str | None) -> NewEvent:

@@ -81,10 +81,11 @@ class ExecutionHandle(Generic[R]):
         Raises:
             ExecutionNotFound: there is none with this id.
             ExecutionFinished: it has completed or failed.
-            NotInWorkflowError: a step cancels the execution that it is in, in the transaction of its own checkpoint.
+            NotInWorkflowError: a step cancels the execution that it is in, or one that takes it along, in the
+                transaction of its own checkpoint.
         """
-        executions.refuse_own_cancel(self.execution_id, session)
-        await self._scheduler.run(executions.cancel, self.execution_id, session=session)
+        spared = executions.run_to_spare(session)
+        await self._scheduler.run(executions.cancel, self.execution_id, spared, session=session)
 
     async def offer_event(
         self,

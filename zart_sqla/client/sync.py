@@ -445,8 +445,8 @@ class SyncExecutionHandle(Generic[R]):
 
     def cancel(self, *, session: AnyConnection | None = None) -> None:
         """End it as cancelled; see `ExecutionHandle.cancel`."""
-        executions.refuse_own_cancel(self.execution_id, session)
-        self._scheduler.run(executions.cancel, self.execution_id, session=session)
+        spared = executions.run_to_spare(session)
+        self._scheduler.run(executions.cancel, self.execution_id, spared, session=session)
 
     def offer_event(
         self,

@@ -110,7 +110,7 @@ class ChildExecution(Generic[R_co]):
             TurnSignal: it has not ended; the turn ends.
         """
         if self.execution_id in turn.children.executions:
-            await turn.pause(None, awaits_open=turn.children.count - 1)
+            await turn.pause(None, awaits_done=1)
         while True:
             ending = await turn.ending_of(self.execution_id)
             if ending is not None and ending.status.is_terminal:
@@ -224,11 +224,11 @@ async def continue_as_new(data: object = None) -> NoReturn:
     Raises:
         InvalidDataError: the data does not fit, or cannot be stored; this run goes on.
         NonDeterminismError: the run has recorded steps that it has not called again.
-        NotInWorkflowError: it is called outside the body of a workflow, or in its `on_cancel`.
+        NotInWorkflowError: it is called outside the body of a workflow, or after the execution was cancelled.
     """
     turn = require_body("continue_as_new(...)")
     if turn.task.is_cleanup:
-        raise NotInWorkflowError("continue_as_new(...)", "cannot follow on a cancellation: the execution has ended")
+        raise NotInWorkflowError("continue_as_new(...)", "cannot go on with an execution that was cancelled")
     turn.check_open()
     payload, _ = turn.handler.data_codec.pack(data, subject="the input of the next run")
     turn.check_all_called()

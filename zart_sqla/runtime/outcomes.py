@@ -54,6 +54,8 @@ class Suspended:
         step: a checkpoint to be written together with it.
         failed: a failed attempt of the body, which the next turn makes again.
         awaits: the events that make it go on before.
+        awaits_done: in a turn that still goes on, how many more children have to be done for one of its calls to go on;
+            None if it waits for none.
         awaits_open: how few open children make it go on before; None if it does not wait for children.
     """
 
@@ -62,6 +64,7 @@ class Suspended:
     step: RecordedStep | None = None
     failed: FailedAttempt | None = None
     awaits: frozenset[str] = frozenset()
+    awaits_done: int | None = None
     awaits_open: int | None = None
 
 

@@ -173,8 +173,7 @@ async def _done(turn: Turn, wanted: Sequence[Scheduled[Any]], count: int) -> Non
     if missing > 0:
         with turn.calls.under_way():
             await turn.children.written()
-            # How many of the run's may be left open when these are done: their names need not be known.
-            await turn.pause(None, awaits_open=turn.children.count - missing)
+            await turn.pause(None, awaits_done=missing)
 
 
 async def _first(wanted: Sequence[Scheduled[T]], n: int, name: str, *, gives_up: bool) -> list[Scheduled[T]]:
@@ -218,7 +217,9 @@ async def _record(turn: Turn, place: Place, winners: Sequence[str], losers: Sequ
             result=json.dumps(winners),
             started_at=turn.recorder.now(),
         )
-        return await turn.record(step, gives_up=losers)
+        recorded = await turn.record(step, gives_up=losers)
+        turn.children.open.difference_update(losers)
+        return recorded
 
 
 def _done_first(handle: Scheduled[Any]) -> tuple[Any, ...]:

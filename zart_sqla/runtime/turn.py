@@ -167,9 +167,12 @@ class Turn:
             return None
         suspended += self.calls.waiting
         awaits = frozenset[str]().union(*(outcome.awaits for outcome in suspended))
-        groups = [outcome.awaits_open for outcome in suspended if outcome.awaits_open is not None]
+        missing = min((outcome.awaits_done for outcome in suspended if outcome.awaits_done is not None), default=None)
+        # Only now is it known how many there are: tasks of the body's own may have added some while others waited.
+        awaits_open = None if missing is None else self.children.count - missing
         step = next((outcome.step for outcome in suspended if outcome.step is not None), None)
-        return replace(min(suspended, key=_due_first), awaits=awaits, awaits_open=max(groups, default=None), step=step)
+        first = min(suspended, key=_due_first)
+        return replace(first, awaits=awaits, awaits_done=None, awaits_open=awaits_open, step=step)
 
     async def _run_handler(self) -> Outcome:
         try:
@@ -368,18 +371,24 @@ class Turn:
         *,
         step: RecordedStep | None = None,
         awaits: frozenset[str] = frozenset(),
-        awaits_open: int | None = None,
+        awaits_done: int | None = None,
     ) -> None:
         """End the turn until then, or until what it awaits is there, as soon as nothing else in it goes on.
 
         It returns if the moment comes before that: steps that run side by side with the call take longer.
+
+        Args:
+            due_at: the moment; None if there is none.
+            step: a checkpoint that the end of the turn takes along.
+            awaits: the names of the events that it awaits.
+            awaits_done: how many of the run's children have to be done.
 
         Raises:
             TurnSignal: the turn ends.
         """
         await self.children.written()
         outcome = Suspended(
-            due_at=self._bounded(due_at), is_waiting=True, step=step, awaits=awaits, awaits_open=awaits_open
+            due_at=self._bounded(due_at), is_waiting=True, step=step, awaits=awaits, awaits_done=awaits_done
         )
         seconds = None if due_at is None else (due_at - self.recorder.now()).total_seconds()
         if await self.calls.pause(outcome, seconds):
@@ -494,4 +503,4 @@ class Turn:
 def _due_first(outcome: Suspended) -> float:
     if outcome.due_at is not None:
         return outcome.due_at.timestamp()
-    return math.inf if outcome.awaits or outcome.awaits_open is not None else -math.inf
+    return math.inf if outcome.awaits or outcome.awaits_done is not None else -math.inf

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from zart_sqla.codec import codec_for
 from zart_sqla.durations import to_timedelta
-from zart_sqla.errors import NotInWorkflowError
 from zart_sqla.records import RecordedStep, StepKind
 from zart_sqla.runtime import faults
 from zart_sqla.runtime.context import require_body
@@ -80,11 +79,9 @@ async def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | N
         EventTimeout: no event came in time.
         InvalidDataError: the event that came does not fit the type. It is taken: wait again for another one.
         ConfigError: the timeout is not a duration.
-        NotInWorkflowError: it is called outside the body of a workflow, or in its `on_cancel`.
+        NotInWorkflowError: it is called outside the body of a workflow.
     """
     turn = require_body("wait_for_event(...)")
-    if turn.task.is_cleanup:
-        raise NotInWorkflowError("wait_for_event(...)", "waits in vain after a cancellation: events are refused then")
     place = turn.enter(name, StepKind.EVENT)
     with turn.calls.under_way():
         wait = place.recorded or _begun(turn, place, timeout)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -88,13 +89,14 @@ def add(names: TableNames) -> Executable:
 
 @functools.cache
 def remove(names: TableNames) -> Executable:
-    """Delete the tasks of children that a worker holds and that are done.
+    """Delete tasks that a worker holds and that are done: children, or what follows a cancellation, with its children.
 
     Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
     tasks = tables_of(names).tasks
-    done = mine(names, rows_of("given", task_id=UUID, attempt=INTEGER))
-    return delete(tasks).where(tasks.c.task_id == done.c.task_id).returning(tasks.c.task_id)
+    done = mine(names, rows_of("given", task_id=UUID, attempt=INTEGER), tasks.c.step)
+    children = delete_steps(names, done.c.run_id).where(done.c.step.is_(None)).cte("children")
+    return delete(tasks).where(tasks.c.task_id == done.c.task_id).returning(tasks.c.task_id).add_cte(children)
 
 
 @functools.cache
@@ -134,10 +136,19 @@ def wake(names: TableNames) -> Executable:
     """Make those of the runs due that wait for children of which few enough are open.
 
     It has to be a statement after the commit of whatever may have been the last thing to wait for, a child that ended
-    or a run that was put down: of two such commits at once, the statement after the later one sees both.
+    or a run that was put down: of two such commits at once, the statement after the later one sees both. Of a run that
+    another one of its execution has followed, the children are that one's: who ends a child may have claimed it before.
     Parameters: the list `run_ids`. Returns: `run_id` and `is_woken` of each: not so while somebody has locked it.
     """
-    return _wake(names, tables_of(names).tasks.c.run_id == any_(array_of("run_ids", UUID)))
+    t = tables_of(names)
+    run = t.execution_runs
+    given = select(func.unnest(array_of("run_ids", UUID)).label("run_id"))
+    current = (
+        select(t.executions.c.run_id)
+        .join(run, run.c.execution_id == t.executions.c.execution_id)
+        .where(run.c.run_id == any_(array_of("run_ids", UUID)))
+    )
+    return _wake(names, t.tasks.c.run_id == any_(func.array(union_all(given, current).scalar_subquery())))
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Text,
     any_,
     bindparam,
+    case,
     cast,
     delete,
     exists,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -34,7 +36,7 @@ from zart_sqla.statements.arrays import BOOLEAN, TEXT, TIMESTAMP_TZ, UUID, array
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Executable, Subquery
+    from sqlalchemy import Executable, FromClause, Select, Subquery
 
     from zart_sqla.records import ExecutionFilter
     from zart_sqla.table_names import TableNames
@@ -176,8 +178,8 @@ def cancel(names: TableNames) -> Executable:
 
     Whoever deletes the run's task makes the one terminal transition of the run; so does this. What the run has started
     is for `cancel_children`, in a later statement.
-    Parameters: `id`. Returns, if this ended it: `run_id`, `is_run`, `is_held`, whether a worker is at it, and
-    `has_cleanup`, whether there is something to be done now.
+    Parameters: `id`. Returns, if this ended it: `run_id`, `parent_run_id`, `is_run`, `is_held`, whether a worker is at
+    it, and `has_cleanup`, whether there is something to be done now.
     """
     t = tables_of(names)
     current = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
@@ -192,12 +194,27 @@ def cancel_children(names: TableNames) -> Executable:
     does it see all of them.
     Parameters: the list `run_ids`. Returns: as `cancel`, for each of them.
     """
+    return _cancelled(names, _hangs_on_cancelled(names))
+
+
+@functools.cache
+def has_children(names: TableNames) -> Select[Any]:
+    """Select whether there is something left that `cancel_children` would end.
+
+    A child that is just going on as a new run of its own has another task when that is committed.
+    Parameters: the list `run_ids`.
+    """
+    return select(exists().select_from(tables_of(names).tasks).where(_hangs_on_cancelled(names)))
+
+
+def _hangs_on_cancelled(names: TableNames) -> ColumnElement[bool]:
+    """Return the condition for a task that ends when one of the runs `run_ids` is cancelled."""
     t = tables_of(names)
     tasks, run = t.tasks, t.execution_runs
     execution = t.executions.join(run, run.c.execution_id == t.executions.c.execution_id)
     is_bound = exists().select_from(execution).where(run.c.run_id == tasks.c.run_id, t.executions.c.is_bound)
     is_child = tasks.c.parent_run_id == any_(array_of("run_ids", UUID))
-    return _cancelled(names, is_child & or_(tasks.c.step.is_not(None), is_bound))
+    return is_child & or_(tasks.c.step.is_not(None), is_bound)
 
 
 def _cancelled(names: TableNames, condition: ColumnElement[bool]) -> Executable:
@@ -211,11 +228,13 @@ def _cancelled(names: TableNames, condition: ColumnElement[bool]) -> Executable:
         .where(condition)
         .returning(
             t.tasks.c.run_id,
+            t.tasks.c.parent_run_id,
             t.tasks.c.step,
             t.tasks.c.worker_id,
             t.tasks.c.started_at,
             t.tasks.c.task_name,
             t.tasks.c.queue,
+            t.tasks.c.signals,
             t.tasks.c.has_cleanup,
         )
         .cte("gone")
@@ -228,7 +247,7 @@ def _cancelled(names: TableNames, condition: ColumnElement[bool]) -> Executable:
     )
     # The task starts with a token of 1, as if it had been claimed: its turn then reads the journal.
     cleanup = insert(t.tasks).from_select(
-        ["task_id", "run_id", "task_name", "queue", "due_at", "started_at", "attempt"],
+        ["task_id", "run_id", "task_name", "queue", "due_at", "started_at", "signals", "attempt"],
         select(
             func.gen_random_uuid(),
             gone.c.run_id,
@@ -236,11 +255,13 @@ def _cancelled(names: TableNames, condition: ColumnElement[bool]) -> Executable:
             gone.c.queue,
             func.now() + _MOMENT,
             gone.c.started_at,
+            gone.c.signals,
             literal(1),
         ).where(gone.c.has_cleanup, gone.c.step.is_(None)),
     )
     is_run, is_held = gone.c.step.is_(None).label("is_run"), gone.c.worker_id.is_not(None).label("is_held")
-    return select(gone.c.run_id, is_run, is_held, gone.c.has_cleanup).add_cte(ended, cleanup.cte("cleanup"))
+    known = select(gone.c.run_id, gone.c.parent_run_id, is_run, is_held, gone.c.has_cleanup)
+    return known.add_cte(ended, cleanup.cte("cleanup"))
 
 
 @functools.cache
@@ -261,13 +282,69 @@ def await_end(names: TableNames) -> Executable:
     )
 
 
+def _with_parent(names: TableNames) -> tuple[FromClause, FromClause]:
+    """Return the execution that has started the execution `id`, joined with that one, and then alone."""
+    executions = tables_of(names).executions
+    parent, child = executions.alias("parent"), executions.alias("child")
+    is_started = (child.c.parent_id == parent.c.execution_id) & (child.c.execution_id == bindparam("id", type_=Text))
+    return parent.join(child, is_started), parent
+
+
+@functools.cache
+def tell_parent(names: TableNames) -> Executable:
+    """Have the run that started an execution count its children anew, since there will be one more.
+
+    It locks the task of that run, as whoever adds a child does.
+    Parameters: `id`. Returns: `(run_id)`, if there is such a run that has not ended.
+    """
+    both, parent = _with_parent(names)
+    tasks = tables_of(names).tasks
+    waits = tasks.c.worker_id.is_(None) & tasks.c.awaits_open.is_not(None)
+    return (
+        update(tasks)
+        .values(signals=tasks.c.signals + 1, due_at=case((waits, func.now()), else_=tasks.c.due_at))
+        .where(tasks.c.task_id == select(parent.c.run_id).select_from(both).scalar_subquery())
+        .returning(tasks.c.run_id)
+    )
+
+
+@functools.cache
+def has_open_parent(names: TableNames) -> Select[Any]:
+    """Select whether an execution was started by another one that has not ended. Parameters: `id`."""
+    both, parent = _with_parent(names)
+    run = tables_of(names).execution_runs
+    of_parent = both.join(run, run.c.run_id == parent.c.run_id)
+    return select(exists().select_from(of_parent).where(run.c.outcome.is_(None)))
+
+
+@functools.cache
+def adopt(names: TableNames) -> Executable:
+    """Make the executions that a run has started those of the run that follows it.
+
+    Parameters: `old_run`, `new_run`.
+    """
+    tasks = tables_of(names).tasks
+    old, new = bindparam("old_run", type_=UUID), bindparam("new_run", type_=UUID)
+    return update(tasks).values(parent_run_id=new).where(tasks.c.parent_run_id == old)
+
+
+@functools.cache
+def has_started(names: TableNames) -> Select[Any]:
+    """Select whether there are executions that a run has started and that have not ended. Parameters: `old_run`."""
+    tasks = tables_of(names).tasks
+    return select(exists().select_from(tasks).where(tasks.c.parent_run_id == bindparam("old_run", type_=UUID)))
+
+
 @functools.cache
 def resume(names: TableNames) -> Executable:
     """Make a new run of an execution whose current run failed, with the checkpoints that need not be done again.
 
-    Those are the ones that succeeded, and the children that were given up.
+    Those are the ones that succeeded, and the children that were given up. The executions that the old run has started
+    are for `adopt`, in a later statement. This locks the rows of the execution and of the one which has started it: if
+    both are resumed at once, the later one sees what the earlier one has done.
 
-    Parameters: `id`, `new_run`, the id of the new run. Returns: `(run_id)` if the current run had failed.
+    Parameters: `id`, `new_run`, the id of the new run. Returns, if the current run had failed: its `run_id`, and
+    `parent_run_id`.
     """
     t = tables_of(names)
     old = t.execution_runs.alias("old")
@@ -293,10 +370,12 @@ def resume(names: TableNames) -> Executable:
         .where(t.executions.c.execution_id == failed.c.execution_id, t.executions.c.run_id == failed.c.run_id)
         .cte("pointed")
     )
-    adopted = (
-        update(t.tasks).values(parent_run_id=new_id).where(t.tasks.c.parent_run_id == failed.c.run_id).cte("adopted")
+    parent = (
+        select(t.executions.c.run_id)
+        .where(t.executions.c.execution_id == select(failed.c.parent_id).scalar_subquery())
+        .with_for_update(read=True)
+        .cte("parent")
     )
-    parent = t.executions.alias("parent")
     run = insert(t.execution_runs).from_select(
         ["run_id", "execution_id", "run_index", "trigger", "payload"],
         select(new_id, failed.c.execution_id, failed.c.run_index + 1, literal("resume", Text), failed.c.payload),
@@ -322,10 +401,10 @@ def resume(names: TableNames) -> Executable:
             literal(1),
             cast(has_events, Integer),
             parent.c.run_id,
-        ).select_from(failed.outerjoin(parent, parent.c.execution_id == failed.c.parent_id)),
+        ).select_from(failed.outerjoin(parent, true())),
     )
     return (
-        select(new_id.label("run_id"))
-        .select_from(failed)
-        .add_cte(pointed, adopted, run.cte("run"), steps.cte("steps"), task.cte("task"))
+        select(failed.c.run_id, parent.c.run_id.label("parent_run_id"))
+        .select_from(failed.outerjoin(parent, true()))
+        .add_cte(pointed, run.cte("run"), steps.cte("steps"), task.cte("task"))
     )

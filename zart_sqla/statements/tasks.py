@@ -16,6 +16,7 @@ from sqlalchemy import (
     case,
     cast,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -34,7 +35,7 @@ from zart_sqla.statements.fences import alive, mine
 from zart_sqla.statements.steps import is_recorded
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Executable, FromClause
+    from sqlalchemy import CTE, ColumnElement, Executable, FromClause
 
     from zart_sqla.table_names import TableNames
 
@@ -139,7 +140,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         claimed.c.position,
         cast(claimed.c.call, Text).label("call"),
         is_recorded(names, claimed.c.run_id, claimed.c.step).label("is_recorded"),
-        (run.c.outcome == "cancelled").is_(true()).label("is_cleanup"),
+        ((run.c.outcome == "cancelled") & claimed.c.step.is_(None)).is_(true()).label("is_cleanup"),
     ).select_from(upcoming.outerjoin(with_run, true()))
 
 
@@ -160,9 +161,9 @@ def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
 def put_down(names: TableNames) -> Executable:
     """Free tasks that a worker holds, until they are due again.
 
-    One that awaits events is due at once if an event has been offered that its turn could not see. Both this and the
-    offer write the task's row, so whoever comes second sees the other. Of children that it awaits this knows nothing;
-    see `children.wake`.
+    One that awaits something is due at once if an event has been offered, or a child resumed, that its turn could not
+    see. Both this and the other write the task's row, so whoever comes second sees what the first has done. Of children
+    that have ended meanwhile this knows nothing; see `children.wake`.
     Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
     t = tables_of(names)
@@ -181,7 +182,7 @@ def put_down(names: TableNames) -> Executable:
     held = mine(names, turn, *given, turn.c.signals.label("seen"))
     due_at = case(
         (held.c.awaits.is_(None) & held.c.awaits_open.is_(None), func.coalesce(held.c.due_at, func.now())),
-        (held.c.awaits.is_not(None) & (t.tasks.c.signals != held.c.seen), func.now()),
+        (t.tasks.c.signals != held.c.seen, func.now()),
         else_=held.c.due_at,
     )
     return (
@@ -231,37 +232,27 @@ def finish(names: TableNames) -> Executable:
 
 
 @functools.cache
-def drop(names: TableNames) -> Executable:
-    """Delete the tasks of what a worker has done after cancellations, with what is left of its children.
-
-    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
-    """
-    tasks = tables_of(names).tasks
-    held = mine(names, rows_of("given", task_id=UUID, attempt=INTEGER))
-    children = delete_steps(names, held.c.run_id).cte("children")
-    gone = delete(tasks).where(tasks.c.task_id == held.c.task_id).returning(tasks.c.task_id)
-    return gone.add_cte(children)
-
-
-@functools.cache
 def renew(names: TableNames) -> Executable:
     """End runs whose tasks a worker holds, each with a next run of its execution that has another input.
 
     What is left of the run's children is ended; the executions that it has started are the next run's. Whoever waits
     for the end is told, so that he looks at the next run.
-    Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has
-    locked.
+    Parameters: `me`, `channel` and `rows_of` lists. Returns: `(task_id)` of those that it still held, and of which
+    nobody has locked the task or that of an execution that it has started.
     """
     t = tables_of(names)
     turn = rows_of("given", task_id=UUID, attempt=INTEGER, new_id=UUID, payload=TEXT)
-    kept = ("task_name", "queue", "signals", "parent_run_id")
-    held = mine(names, turn, turn.c.new_id, turn.c.payload, *(t.tasks.c[name] for name in kept))
-    gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).cte("gone")
+    kept = ("task_name", "queue", "signals", "has_cleanup")
+    more = (t.tasks.c.parent_run_id, *(t.tasks.c[name] for name in kept))
+    locked = mine(names, turn, turn.c.new_id, turn.c.payload, *more)
+    held = _with_executions(names, locked)
+    gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).returning(t.tasks.c.task_id).cte("gone")
     children = delete_steps(names, held.c.run_id).cte("children")
     adopted = (
         update(t.tasks)
         .values(parent_run_id=held.c.new_id)
         .where(t.tasks.c.parent_run_id == held.c.run_id, t.tasks.c.step.is_(None))
+        .where(t.tasks.c.task_id.not_in(select(gone.c.task_id)))
         .cte("adopted")
     )
     run = t.execution_runs
@@ -289,12 +280,33 @@ def renew(names: TableNames) -> Executable:
             cast(held.c.payload, JSON),
         ).select_from(both),
     )
+    # A run and one that it has started may be followed in the same statement.
+    parent = held.alias("parent")
     tasks = insert(t.tasks).from_select(
-        ["task_id", "run_id", "due_at", *kept],
-        select(held.c.new_id, held.c.new_id, func.now(), *(held.c[name] for name in kept)).select_from(both),
+        ["task_id", "run_id", "due_at", "parent_run_id", *kept],
+        select(
+            held.c.new_id,
+            held.c.new_id,
+            func.now(),
+            func.coalesce(parent.c.new_id, held.c.parent_run_id),
+            *(held.c[name] for name in kept),
+        ).select_from(both.outerjoin(parent, parent.c.run_id == held.c.parent_run_id)),
     )
     told = case((ended.c.is_awaited, func.pg_notify(bindparam("channel", type_=Text), cast(ended.c.run_id, Text))))
     return select(ended.c.task_id, told).add_cte(gone, children, adopted, pointed, runs.cte("runs"), tasks.cte("new"))
+
+
+def _with_executions(names: TableNames, locked: CTE) -> CTE:
+    """Select those of the tasks of runs that are locked of which all executions that they have started are locked too.
+
+    One of those may just be going on as a new run of its own, which could not be seen here; or an app may be at it, for
+    which the others that are written in the same batch must not wait.
+    """
+    child = tables_of(names).tasks.alias("child")
+    is_child = (child.c.parent_run_id == locked.c.run_id) & child.c.step.is_(None)
+    free = select(child.c.task_id).join(locked, is_child).with_for_update(of=child, skip_locked=True).cte("free")
+    others = exists().where(is_child, child.c.task_id.not_in(select(free.c.task_id)))
+    return select(locked).where(~others).cte("held")
 
 
 @functools.cache
@@ -304,12 +316,15 @@ def touch(names: TableNames) -> Executable:
     Whoever cancels a run comes before who adds children to it, or sees them: he deletes the task, so one of them waits
     for the other. (It is written, not only locked, for apps whose transactions are stricter than READ COMMITTED: they
     would not see them, and get a serialization failure instead.)
+    What follows in it fails when it has to wait for long: for an app that starts an execution of the same id, and then
+    perhaps wants one of these tasks. So the two do not wait for each other.
     Parameters: `me` and the lists. Returns: `(task_id)` of those that it still held and nobody has locked.
     """
     tasks = tables_of(names).tasks
     held = mine(names, rows_of("given", task_id=UUID, attempt=INTEGER))
     touched = update(tasks).values(is_waiting=False).where(tasks.c.task_id == held.c.task_id)
-    return touched.returning(tasks.c.task_id)
+    patience = func.set_config("lock_timeout", "500ms", True).label("limited")  # noqa: FBT003
+    return touched.returning(tasks.c.task_id, patience)
 
 
 @functools.cache

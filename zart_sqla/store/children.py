@@ -71,7 +71,7 @@ def add(connection: Connection, names: TableNames, worker_id: UUID, new: Sequenc
 
 
 def remove(connection: Connection, names: TableNames, worker_id: UUID, done: Iterable[ClaimedTask]) -> set[UUID]:
-    """Delete the tasks of children that are done.
+    """Delete the tasks of children that are done, or of what followed the cancellation of a run.
 
     Returns:
         Those that the worker still held.

@@ -6,8 +6,7 @@ import base64
 import binascii
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from zart_sqla.errors import ConfigError
 from zart_sqla.records import Ending, ExecutionFilter, ExecutionInfo, ExecutionStatus, NewExecution, Page, StepInfo
@@ -16,9 +15,10 @@ from zart_sqla.statements.arrays import parameters_of
 from zart_sqla.store.rows import error_from_json, execution_info, step_info
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Row
 
     from zart_sqla.table_names import TableNames
 
@@ -93,29 +93,42 @@ def steps_of(connection: Connection, names: TableNames, execution_id: str) -> li
     return [step_info(row) for row in rows]
 
 
-def cancel(connection: Connection, names: TableNames, execution_id: str) -> bool:
+def cancel(connection: Connection, names: TableNames, execution_id: str) -> set[UUID]:
     """End the execution's current run as cancelled, with all that hangs on it, and tell those whom it concerns.
 
     Returns:
-        Whether it was this call that ended it.
+        The runs that this call has ended: none if the execution's had ended before.
     """
-    cancelled = connection.execute(executions.cancel(names), {"id": execution_id}).all()
-    ended, held = set[UUID](), set[UUID]()
-    has_cleanup = False
-    level = cancelled
+    rows = connection.execute(executions.cancel(names), {"id": execution_id}).all()
+    level = {row.run_id for row in rows}
+    ended = set(level)
     while level:
-        has_cleanup |= any(row.has_cleanup for row in level)
-        held |= {row.run_id for row in level if row.is_held}
-        runs = {row.run_id for row in level if row.is_run}
-        ended |= runs
-        level = connection.execute(executions.cancel_children(names), {"run_ids": list(runs)}).all() if runs else []
-    if has_cleanup:
-        notify_work(connection, names)
-    for run_id in ended:
-        notify(connection, names.done_channel, str(run_id))
-    for run_id in held:
-        notify(connection, names.work_channel, f"cancel {run_id}")
-    return bool(cancelled)
+        below = _cancel_children(connection, names, level)
+        level = {row.run_id for row in below if row.is_run}
+        ended |= level
+        rows = [*rows, *below]
+    _tell_of_cancellation(connection, names, rows)
+    return ended
+
+
+def _cancel_children(connection: Connection, names: TableNames, run_ids: set[UUID]) -> list[Row[Any]]:
+    """End what hangs on these runs, also what goes on as a new run of its own at the same moment."""
+    given = {"run_ids": list(run_ids)}
+    rows: list[Row[Any]] = []
+    while connection.scalar(executions.has_children(names), given):
+        rows += connection.execute(executions.cancel_children(names), given)
+    return rows
+
+
+def _tell_of_cancellation(connection: Connection, names: TableNames, rows: Sequence[Row[Any]]) -> None:
+    """Tell the workers that are at what was cancelled or have something to do now, and whoever waits for it."""
+    ended = {row.run_id for row in rows if row.is_run}
+    work = {f"cancel {row.run_id}" for row in rows if row.is_held}
+    work |= {f"wake {row.parent_run_id}" for row in rows if row.parent_run_id not in {None, *ended}}
+    work |= {"" for row in rows if row.has_cleanup}
+    for channel, payloads in ((names.done_channel, set(map(str, ended))), (names.work_channel, work)):
+        if payloads:
+            _notify_all(connection, channel, payloads)
 
 
 def await_end(connection: Connection, names: TableNames, execution_id: str) -> UUID | None:
@@ -131,11 +144,36 @@ def await_end(connection: Connection, names: TableNames, execution_id: str) -> U
 def resume(connection: Connection, names: TableNames, execution_id: str, run_id: UUID) -> bool:
     """Make a new run of a failed execution that goes on from the checkpoints that succeeded.
 
+    If another execution has started it, that one counts it among its children again.
+
     Returns:
         Whether the execution was there, failed, and so goes on.
     """
+    told = _tell_parent(connection, names, execution_id)
     row = connection.execute(executions.resume(names), {"id": execution_id, "new_run": run_id}).one_or_none()
-    return row is not None
+    if row is None:
+        return False
+    if row.parent_run_id is not None and row.parent_run_id != told:  # it was resumed at the same moment
+        _tell_parent(connection, names, execution_id)
+    followed = {"old_run": row.run_id, "new_run": run_id}
+    while connection.scalar(executions.has_started(names), {"old_run": row.run_id}):
+        connection.execute(executions.adopt(names), followed)
+    return True
+
+
+def _tell_parent(connection: Connection, names: TableNames, execution_id: str) -> UUID | None:
+    """Lock the run that has started the execution, so that it does not miss that there is one more child.
+
+    Returns:
+        The run, None if there is none that has not ended.
+    """
+    given = {"id": execution_id}
+    while (told := connection.scalar(executions.tell_parent(names), given)) is None:
+        if not connection.scalar(executions.has_open_parent(names), given):
+            return None
+        # Another run of it has begun in between.
+    run_id: UUID = told
+    return run_id
 
 
 def notify_work(connection: Connection, names: TableNames) -> None:
@@ -146,6 +184,11 @@ def notify_work(connection: Connection, names: TableNames) -> None:
 def notify(connection: Connection, channel: str, payload: str = "") -> None:
     """Send a notification when the transaction commits."""
     connection.execute(notifications.notify(), {"channel": channel, "payload": payload})
+
+
+def _notify_all(connection: Connection, channel: str, payloads: Iterable[str]) -> None:
+    given = parameters_of("given", ("payload",), ((payload,) for payload in sorted(payloads)))
+    connection.execute(notifications.notify_all(), {"channel": channel, **given})
 
 
 def _cursor(created_at: datetime, execution_id: str) -> str:

@@ -70,12 +70,13 @@ def execution_info(row: Row[Any]) -> ExecutionInfo:
 def step_info(row: Row[Any]) -> StepInfo:
     """Return the record of a row of `statements.steps.describe`."""
     done = StepStatus.COMPLETED if row.error is None else StepStatus.FAILED
+    is_marker = row.kind in {StepKind.FAILURE, StepKind.CANCELLATION}  # its result is for replays only
     return StepInfo(
         name=row.name,
         kind=StepKind(row.kind),
         status=StepStatus.WAITING if row.is_waiting else done,
         attempts=row.attempts,
-        result=_data(row.result),
+        result=None if is_marker else _data(row.result),
         error=_public_error(row.error),
         started_at=row.started_at,
         completed_at=row.completed_at,

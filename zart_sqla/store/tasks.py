@@ -341,16 +341,6 @@ def finish(connection: Connection, names: TableNames, worker_id: UUID, ended: Se
     return set(connection.scalars(tasks.finish(names), parameters))
 
 
-def drop(connection: Connection, names: TableNames, worker_id: UUID, done: Iterable[ClaimedTask]) -> set[UUID]:
-    """Delete the tasks of what the worker has done after cancellations.
-
-    Returns:
-        Those that it still held.
-    """
-    given = parameters_of("given", ("task_id", "attempt"), ((task.task_id, task.attempt) for task in done))
-    return set(connection.scalars(tasks.drop(names), {"me": worker_id, **given}))
-
-
 _RENEW = ("task_id", "attempt", "new_id", "payload")
 
 

@@ -44,8 +44,7 @@ class Batch:
         add: new children.
         give_up: children that are given up.
         start: executions to be started.
-        done: tasks of children that end.
-        drop: tasks of what was done after cancellations.
+        done: tasks that end, and not because their runs do.
         put_down: tasks that are freed.
         finish: runs that end.
         renew: runs that end, and that others follow.
@@ -61,7 +60,6 @@ class Batch:
     give_up: list[ChildrenToGiveUp]
     start: list[ExecutionToStart]
     done: list[ClaimedTask]
-    drop: list[ClaimedTask]
     put_down: list[TaskToPutDown]
     finish: list[RunToFinish]
     renew: list[RunToRenew]
@@ -88,7 +86,6 @@ class Batch:
                 if write.start is not None and write.step is not None
             ],
             done=[write.task for write in writes if write.is_done],
-            drop=[write.task for write in writes if write.drops],
             put_down=[write.put_down for write in writes if write.put_down is not None],
             finish=[write.finish for write in writes if write.finish is not None],
             renew=[write.renew for write in writes if write.renew is not None],
@@ -101,7 +98,7 @@ class Batch:
         """Whether it needs no transaction around it."""
         single = (
             *(self.steps, self.take, self.emit, self.failed, self.give_up, self.done),
-            *(self.drop, self.put_down, self.finish, self.renew),
+            *(self.put_down, self.finish, self.renew),
         )
         return sum(map(bool, single)) == 1 and not self.add and not self.start
 
@@ -217,7 +214,6 @@ def _bound_parts(batch: Batch) -> Iterable[tuple[Callable[..., set[UUID]], Seque
         (children.add, batch.add),
         (children.give_up, batch.give_up),
         (children.remove, batch.done),
-        (tasks.drop, batch.drop),
         (tasks.put_down, batch.put_down),
         (tasks.finish, batch.finish),
         (tasks.renew, batch.renew),

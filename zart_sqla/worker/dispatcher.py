@@ -189,7 +189,8 @@ class Dispatcher:
                 await self._writer.write(write)
         except InvalidDataError as error:
             if task.is_cleanup:
-                raise
+                logger.warning("what follows the cancellation of %r ends here: %s", task.execution_id, error)
+                return await self._settle(task, CleanedUp())
             refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
             return await self._settle(task, Failed(refused))
         except TurnSignal:
@@ -225,7 +226,7 @@ def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
         case Continued(payload):
             return Write(task=task, renew=RunToRenew(task, new_id(), payload))
         case CleanedUp():
-            return Write(task=task, drops=True)
+            return Write(task=task, removes=True)
         case Suspended():
             retries = task.retries if outcome.failed is None else outcome.failed.attempt
             put_down = TaskToPutDown(

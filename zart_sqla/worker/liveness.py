@@ -41,6 +41,7 @@ GRACE_FACTOR: Final = 1.4
 """For how many heartbeats a worker counts as alive whose connection is gone: it may be making a new one."""
 
 _CANCEL = "cancel "
+_WAKE = "wake "
 _RECONNECT_SECONDS: Final = 0.2
 _SWEEP_SECONDS: Final = 60.0  # between looks for tasks that a takeover has left, and its worker then forgotten
 
@@ -52,6 +53,7 @@ class News:
     Attributes:
         on_work: there may be work.
         on_cancelled: the run was cancelled.
+        on_child_cancelled: a child of the run was cancelled, for which it may wait.
         on_ended: a run has ended that somebody waits for.
         on_lost: the tasks, each with its fencing token, are not the worker's any more.
         on_dead: the worker counts as dead; nothing that it holds is its own any more.
@@ -60,6 +62,7 @@ class News:
 
     on_work: Callable[[], None]
     on_cancelled: Callable[[str], None]
+    on_child_cancelled: Callable[[str], None]
     on_ended: Callable[[str], None]
     on_lost: Callable[[Mapping[UUID, int]], None]
     on_dead: Callable[[], None]
@@ -227,6 +230,7 @@ class Liveness:
                 "when its lease of %.0f s is over",
                 self._config.lease_seconds,
             )
+        self._sweep_at = time.monotonic()  # it may have missed that a run has nothing to wait for any more
         if self._is_registered:
             await connection.run_sync(workers.set_lock, self._names, identity.worker_id, lock_key)
         else:
@@ -288,7 +292,10 @@ class Liveness:
 
     def _wake_all(self, connection: Connection) -> int:
         """Wake the runs that a dead worker has put down or should have woken, after what they waited for was there."""
-        woken = sum(children.wake_all(connection, self._names).values())
+        found = children.wake_all(connection, self._names)
+        woken = sum(found.values())
+        if woken < len(found):  # somebody has locked them
+            self._sweep_at = time.monotonic()
         if woken:
             executions.notify_work(connection, self._names)
         return woken
@@ -328,6 +335,8 @@ class Liveness:
     def _hear_of_work(self, payload: str) -> None:
         if payload.startswith(_CANCEL):
             self._call(self._news.on_cancelled, payload.removeprefix(_CANCEL))
+        elif payload.startswith(_WAKE):
+            self._call(self._news.on_child_cancelled, payload.removeprefix(_WAKE))
         else:
             self._call(self._news.on_work)
 

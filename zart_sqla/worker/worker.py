@@ -8,6 +8,7 @@ import logging
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
 
 from zart_sqla.client.engines import opened
 from zart_sqla.config import WorkerConfig
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from datetime import datetime
     from types import TracebackType
-    from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -185,6 +185,7 @@ class _Machinery:
         news = News(
             on_work=self._poller.wake,
             on_cancelled=self._stop_cancelled,
+            on_child_cancelled=self._look_for_children,
             on_ended=scheduler.ends.tell,
             on_lost=self._dispatcher.give_up,
             on_dead=self._die,
@@ -279,6 +280,9 @@ class _Machinery:
 
     def _stop_cancelled(self, run_id: str) -> None:
         self._dispatcher.stop_run(run_id, StopReason.CANCELLED)
+
+    def _look_for_children(self, run_id: str) -> None:
+        self._waker.wake([UUID(run_id)])
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class Write:
         put_down: that the task is freed.
         finish: that its run ends.
         renew: that its run ends, and another follows.
-        drops: that the task ends, of what was to be done after a cancellation.
+        removes: that the task ends, of what followed a cancellation.
     """
 
     task: ClaimedTask
@@ -45,7 +45,7 @@ class Write:
     put_down: TaskToPutDown | None = None
     finish: RunToFinish | None = None
     renew: RunToRenew | None = None
-    drops: bool = False
+    removes: bool = False
 
     @property
     def size(self) -> int:
@@ -67,19 +67,19 @@ class Write:
 
     @property
     def is_done(self) -> bool:
-        """Whether its task is a child that ends."""
-        return self.step is not None and self.task.child is not None
+        """Whether its task ends, and not because its run does."""
+        return self.removes or (self.step is not None and self.task.child is not None)
 
     @property
     def ends_others(self) -> bool:
         """Whether it deletes children that others may be at."""
-        return self.drops or any(part is not None for part in (self.give_up, self.finish, self.renew))
+        return self.removes or any(part is not None for part in (self.give_up, self.finish, self.renew))
 
     @property
     def needs_task(self) -> bool:
         """Whether it is written only while nobody else has locked the task."""
         parts = (self.add, self.give_up, self.start, self.put_down, self.finish, self.renew)
-        return self.is_done or self.drops or any(part is not None for part in parts)
+        return self.is_done or any(part is not None for part in parts)
 
     @property
     def waits_for(self) -> UUID | None:

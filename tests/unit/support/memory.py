@@ -28,6 +28,7 @@ from zart_sqla.records import (
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.bridges import Bridge
 from zart_sqla.runtime.child_turn import ChildTurn
+from zart_sqla.runtime.cleanup_turn import CleanupTurn
 from zart_sqla.runtime.faults import taken_id_record
 from zart_sqla.runtime.handlers import Handler
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
@@ -269,6 +270,10 @@ class MemoryRun:
         status = ExecutionStatus.COMPLETED if error is None else ExecutionStatus.FAILED
         self.recorder.executions[execution_id] = Ending(status, json.dumps(result) if error is None else None, error)
 
+    def end_as(self, execution_id: str, status: ExecutionStatus) -> None:
+        """Let an execution that the run has started stand so, without a result or an error."""
+        self.recorder.executions[execution_id] = Ending(status, None, None)
+
     def offer(self, name: str, value: object = None) -> None:
         """Offer an event."""
         self.recorder.events.append((name, json.dumps(value)))
@@ -278,7 +283,8 @@ class MemoryRun:
         """Return the next turn, of the same workflow or of a later version of its code."""
         self.task = replace(self.task, attempt=self.task.attempt + 1, claimed_at=self.recorder.time)
         handler = self.handler if workflow is None else workflow.handler
-        return Turn(self.task, handler, self.history, self.recorder)
+        kind = CleanupTurn if self.task.is_cleanup else Turn
+        return kind(self.task, handler, self.history, self.recorder)
 
     async def turn(self, workflow: Durable[Any, Any] | None = None) -> Outcome:
         """Make one turn, and write what it ends in."""
@@ -318,6 +324,11 @@ class MemoryRun:
                 self.recorder.time = max(self.recorder.time, outcome.due_at or self.recorder.time)
         message = "the run gets nowhere"
         raise AssertionError(message)
+
+    def cancel(self) -> None:
+        """Cancel the run: its steps that are tasks are gone, and what follows is a task of its own."""
+        self.recorder.children.clear()
+        self.task = replace(self.task, task_id=uuid4(), attempt=1, is_cleanup=True)
 
     async def replay(self) -> Outcome:
         """Make one more turn, in which nothing is left to be recorded."""

@@ -47,7 +47,8 @@ DECLARE
     deleted deleted_children;
     ends text = coalesce(NEW.error ->> 'category', '') || ' ' || coalesce(NEW.error ->> 'error_type', '');
 BEGIN
-    SELECT * INTO run FROM zart_tasks WHERE task_id = NEW.run_id;
+    -- What follows a cancellation has a task of its own: the run's is gone then.
+    SELECT * INTO run FROM zart_tasks WHERE run_id = NEW.run_id AND step IS NULL;
     SELECT * INTO child FROM zart_tasks WHERE parent_run_id = NEW.run_id AND step = NEW.name;
     SELECT * INTO deleted FROM deleted_children
     WHERE parent_run_id = NEW.run_id AND step = NEW.name AND xid = pg_current_xact_id();
@@ -82,7 +83,25 @@ FORBIDDEN: Mapping[str, LiteralString] = {
         WHERE outcome IS NULL AND NOT EXISTS (SELECT FROM zart_tasks t WHERE t.task_id = r.run_id)
     """,
     "a run that has ended still has a task": """
-        SELECT execution_id FROM zart_execution_runs JOIN zart_tasks USING (run_id) WHERE outcome IS NOT NULL
+        SELECT execution_id FROM zart_execution_runs JOIN zart_tasks USING (run_id)
+        WHERE outcome IS NOT NULL AND (outcome <> 'cancelled' OR task_id = run_id)
+    """,
+    "an execution that was cancelled has left one behind that is bound to it": """
+        SELECT c.execution_id FROM zart_executions c JOIN zart_execution_runs r ON r.run_id = c.run_id
+        JOIN zart_executions p ON p.execution_id = c.parent_id JOIN zart_execution_runs pr ON pr.run_id = p.run_id
+        WHERE c.is_bound AND r.outcome IS NULL AND pr.outcome = 'cancelled'
+    """,
+    "an execution is the child of a run that another one has followed": """
+        SELECT c.execution_id FROM zart_tasks t JOIN zart_executions c ON c.run_id = t.run_id
+        JOIN zart_executions p ON p.execution_id = c.parent_id WHERE t.step IS NULL AND t.parent_run_id <> p.run_id
+    """,
+    "an execution that was started is not on record, or the other way round": """
+        WITH started AS (SELECT parent_id, execution_id FROM zart_executions WHERE parent_id IS NOT NULL),
+             recorded AS (
+                 SELECT DISTINCT r.execution_id, s.result #>> '{}'
+                 FROM zart_steps s JOIN zart_execution_runs r USING (run_id)
+                 WHERE kind = 'execution' AND s.error IS NULL)
+        (TABLE started EXCEPT ALL TABLE recorded) UNION ALL (TABLE recorded EXCEPT ALL TABLE started)
     """,
     "a task is held by a worker that is not there": """
         SELECT task_id, worker_id FROM zart_tasks

@@ -11,20 +11,24 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import text
 
 from tests.worker.processes.ledger import Ledger
 from zart_sqla import (
     Answer,
+    Durable,
     Ok,
     StepCall,
     TaskRegistry,
     context,
+    continue_as_new,
     durable,
     emit,
     schedule,
     sleep,
+    start_child,
     step,
     sync,
     trx,
@@ -253,7 +257,50 @@ def script_thread(lines: list[str]) -> int:
     return len(lines)
 
 
-ALL = {"script": script, "script_thread": script_thread}
+@durable
+async def parent(scripts: list[list[str]]) -> int:
+    """Have a child for each script, and wait for all. The result is how many lines they were."""
+    own = context().execution_id
+    children = [
+        await start_child(script, lines, execution_id=f"{own}-{number}") for number, lines in enumerate(scripts)
+    ]
+    await note("started", "")
+    return sum([await child.result() for child in children])
+
+
+@durable
+async def endless(state: list[int]) -> int:
+    """Count from the first number up to the second, a run for each. The result is the last one."""
+    number, last = state
+    await note(f"run-{number}", "")
+    if number == 0:
+        await start_child(script, ["nap night 8h"], execution_id=f"{context().execution_id}-child")
+    if number < last:
+        await continue_as_new([number + 1, last])
+    return number
+
+
+async def undo(lines: list[str]) -> None:
+    """Do again what the lines say, after the cancellation."""
+    for line in lines:
+        command, label, argument = (*line.split(), "")[:3]
+        await _perform(command, f"undo-{label}", argument)
+
+
+@durable(on_cancel=undo)
+async def undone(lines: list[str]) -> None:
+    """Do what the lines say, but for what would take the worker down, and then wait to be cancelled."""
+    await script([line for line in lines if not line.startswith("die ")])
+    await sleep("night", "8h")
+
+
+ALL: dict[str, Durable[Any, Any]] = {
+    "endless": endless,
+    "parent": parent,
+    "script": script,
+    "script_thread": script_thread,
+    "undone": undone,
+}
 
 
 def registry(names: list[str]) -> TaskRegistry:
