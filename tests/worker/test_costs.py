@@ -299,10 +299,10 @@ async def test_children(migrated_url: str) -> None:
         for count in (1, 10, 100, 900):
             statements, transactions = await watch.count(lambda: watch.scheduler.start(children, count))  # noqa: B023 - awaited at once
             start_claim_finish, add_and_notify, put_down, claim_and_payload, record_and_remove = 4, 2, 1, 2, 2
-            looks, claim_and_journal, more_batches = 2, 2, 10
+            look, claim_and_journal, more_batches = 1, 2, 11  # two looks may be one: of the run and of its last child
             expected = start_claim_finish + add_and_notify + put_down + claim_and_payload + record_and_remove
-            assert statements - expected - looks - claim_and_journal in range(more_batches + 1)
-            assert len(transactions) in range(2 * 3, 2 * 3 + more_batches + 1)
+            assert statements - expected - look - claim_and_journal in range(more_batches + 1)
+            assert len(transactions) <= 2 * 3 + more_batches
 
 
 async def test_a_large_group(migrated_url: str) -> None:
