@@ -74,7 +74,7 @@ class Attempts(Generic[T]):
         token = active_step.set(active)
         try:
             if self._step.timeout is None:
-                return await self._call_function()
+                return await self._turn.invoke(self._place.name, self._call)
             return await self._call_in_time(self._step.timeout)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -90,17 +90,11 @@ class Attempts(Generic[T]):
         finally:
             active_step.reset(token)
 
-    async def _call_function(self) -> Any:
-        call = self._call
-        if self._step.is_async:
-            return await self._step.function(*call.args, **call.kwargs)
-        return await self._turn.in_thread(lambda: self._step.function(*call.args, **call.kwargs), is_body=False)
-
     async def _call_in_time(self, limit: timedelta) -> Any:
         scope = asyncio.timeout(limit.total_seconds())
         try:
             async with scope:
-                return await self._call_function()
+                return await self._turn.invoke(self._place.name, self._call)
         except TimeoutError:
             if not scope.expired():
                 raise

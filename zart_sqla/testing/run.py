@@ -1,0 +1,246 @@
+"""A run in memory: its turns are made as a worker makes them, one after the other, each when it is due."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, assert_never
+from uuid import NAMESPACE_OID, uuid5
+
+from zart_sqla.codec import checked_name
+from zart_sqla.records import ClaimedTask
+from zart_sqla.runtime._signals import TurnSignal
+from zart_sqla.runtime.outcomes import Cancelled, Completed, Done, Failed, LeaseLost, Suspended
+from zart_sqla.runtime.turn import StopReason
+from zart_sqla.testing.errors import WorkflowStuck
+from zart_sqla.testing.recorder import MemoryRecorder, checkpoint_of
+from zart_sqla.testing.turns import SimulatedChildTurn, SimulatedTurn
+from zart_sqla.worker.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from zart_sqla.runtime.handlers import Handler
+    from zart_sqla.runtime.outcomes import Outcome
+    from zart_sqla.testing.clock import VirtualClock
+    from zart_sqla.testing.storage import Storage
+    from zart_sqla.testing.transactions import Transactions
+    from zart_sqla.testing.writes import Writes
+
+MAX_TURNS: Final = 10_000
+"""After how many turns a run counts as one that never ends."""
+
+_MAX_THREADS = 64
+_AT_ONCE: Final = Suspended()
+
+
+class SimulatedRun:
+    """One run, and the worker that makes its turns.
+
+    Args:
+        handler: what it runs.
+        payload: its input as JSON text.
+        execution_id: the execution's id.
+        storage: where it is recorded.
+        clock: its time.
+        writes: counts what is written, and has the worker die.
+        transactions: opens the transactions of its steps.
+
+    Attributes:
+        task: its task.
+        storage: where it is recorded.
+        clock: its time.
+        ending: how it has ended; None while it has not.
+        fault: the error that it ended in, if it did; None where the record of it is all that is left.
+        turns: how many turns were made.
+        waits: what its task was put down to wait for.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it works with
+        self,
+        handler: Handler[Any, Any],
+        payload: str,
+        *,
+        execution_id: str,
+        storage: Storage,
+        clock: VirtualClock,
+        writes: Writes,
+        transactions: Transactions,
+    ) -> None:
+        run_id = uuid5(NAMESPACE_OID, execution_id)
+        self.storage: Storage = storage
+        self.clock: VirtualClock = clock
+        self.ending: Completed | Failed | None = None
+        self.fault: BaseException | None = None
+        self.turns: int = 0
+        self.waits: Suspended = _AT_ONCE
+        self.task: ClaimedTask = ClaimedTask(
+            task_id=run_id,
+            run_id=run_id,
+            execution_id=checked_name("execution id", execution_id),
+            task_name=handler.name,
+            attempt=0,
+            retries=0,
+            payload=payload,
+            started_at=clock.now(),
+            claimed_at=clock.now(),
+        )
+        self._handler = handler
+        self._writes = writes
+        self._transactions = transactions
+        self._threads = Threads(_MAX_THREADS)
+        self._children: dict[str, Suspended] = {}
+        self._later: list[tuple[datetime, str, str]] = []
+
+    def offer(self, name: str, payload: str) -> None:
+        """Offer it an event, now."""
+        self.storage.events.append((checked_name("event name", name), payload))
+        self.task = replace(self.task, signals=self.task.signals + 1)
+
+    def offer_at(self, moment: datetime, name: str, payload: str) -> None:
+        """Offer it an event, then."""
+        self._later.append((moment, checked_name("event name", name), payload))
+        self._offer_due()
+
+    def skip_to(self, moment: datetime) -> None:
+        """Let time pass until then."""
+        self.clock.move_to(moment)
+        self._offer_due()
+
+    def _offer_due(self) -> None:
+        due = sorted((event for event in self._later if event[0] <= self.clock.now()), key=lambda event: event[0])
+        for event in due:
+            self._later.remove(event)
+            self.offer(*event[1:])
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a turn can be made now."""
+        return self.ending is None and (self._is_due(self.waits) or any(self._due_children()))
+
+    @property
+    def next_moment(self) -> datetime | None:
+        """When there is a turn to be made, or an event to be offered, if nothing happens before; None: never."""
+        if self.ending is not None:
+            return None
+        waits = (self.waits, *(self._children.get(name, _AT_ONCE) for name in self.storage.children))
+        moments = [wait.due_at for wait in waits if wait.due_at is not None]
+        return min((*moments, *(event[0] for event in self._later)), default=None)
+
+    def _is_due(self, wait: Suspended) -> bool:
+        if wait.due_at is not None and wait.due_at <= self.clock.now():
+            return True
+        if wait.awaits_open is not None and len(self.storage.children) <= wait.awaits_open:
+            return True
+        is_for_nothing = wait.due_at is None and wait.awaits_open is None and not wait.awaits
+        return is_for_nothing or self.storage.has_event(wait.awaits)
+
+    def _due_children(self) -> Iterable[str]:
+        return (name for name in self.storage.children if self._is_due(self._children.get(name, _AT_ONCE)))
+
+    async def finish(self) -> Completed | Failed:
+        """Make its turns, each when it is due, until it ends; return how.
+
+        Raises:
+            WorkflowStuck: it never does.
+        """
+        while self.ending is None:
+            if not await self.make_turn():
+                moment = self.next_moment
+                if moment is None:
+                    raise WorkflowStuck(self.task.task_name, self._what_is_missing())
+                self.skip_to(moment)
+        return self.ending
+
+    def _what_is_missing(self) -> str:
+        names = " or ".join(map(repr, sorted(self.waits.awaits)))
+        return f"it waits for the event {names}, which nobody offers; pass events=[(name, value), ...] or offer it"
+
+    async def make_turn(self) -> bool:
+        """Make one turn that is due: of the run, or else of a child. Return whether there was one.
+
+        Raises:
+            WorkflowStuck: there have been too many.
+        """
+        if not self.is_due:
+            return False
+        self.turns += 1
+        if self.turns > MAX_TURNS:
+            raise WorkflowStuck(self.task.task_name, f"it has not ended after {MAX_TURNS} turns")
+        if self._is_due(self.waits):
+            await self._run()
+        else:
+            await self._run_child(next(iter(self._due_children())))
+        return True
+
+    async def _run(self) -> None:
+        self.task = replace(self.task, attempt=self.task.attempt + 1, claimed_at=self.clock.now())
+        recorder = self._recorder()
+        turn = SimulatedTurn(self.task, self._handler, self.storage.history, recorder)
+        try:
+            await self._settle(turn, await self._outcome_of(turn), recorder)
+        except TurnSignal:  # the worker dies, and its tasks are free
+            self.waits = _AT_ONCE
+        finally:
+            recorder.close()
+
+    async def _run_child(self, name: str) -> None:
+        task = replace(
+            self.task,
+            task_id=uuid5(self.task.run_id, name),
+            parent_run_id=self.task.run_id,
+            child=self.storage.children[name],
+            claimed_at=self.clock.now(),
+        )
+        recorder = self._recorder()
+        turn = SimulatedChildTurn(task, self._handler, self.storage.history_of(name), recorder)
+        try:
+            outcome = await self._outcome_of(turn)
+        finally:
+            recorder.close()
+        if isinstance(outcome, Suspended):
+            self._children[name] = outcome
+
+    def _recorder(self) -> MemoryRecorder:
+        return MemoryRecorder(
+            self.storage, self.clock, writes=self._writes, transactions=self._transactions, threads=self._threads
+        )
+
+    async def _outcome_of(self, turn: SimulatedTurn) -> Outcome:
+        running = asyncio.create_task(turn.run(), name=f"zart_sqla: {self.task.execution_id}")
+        turn.memory.on_death = lambda: turn.stop(StopReason.LEASE_LOST)
+        try:
+            return await running
+        finally:
+            await self._transactions.ended()
+
+    async def _settle(self, turn: SimulatedTurn, outcome: Outcome, recorder: MemoryRecorder) -> None:
+        """Write what the turn came to.
+
+        Raises:
+            TurnSignal: the worker dies.
+        """
+        match outcome:
+            case Completed() | Failed():
+                await recorder.write("the end of the run", lambda: self._end(outcome, turn.fault))
+            case Suspended():
+                what = "the wait of the run" if outcome.step is None else checkpoint_of(outcome.step)
+                await recorder.write(what, lambda: self._put_down(outcome))
+            case Done() | Cancelled() | LeaseLost():
+                self.waits = _AT_ONCE
+            case _:
+                assert_never(outcome)
+
+    def _end(self, outcome: Completed | Failed, fault: BaseException | None) -> None:
+        self.ending, self.fault = outcome, fault
+        self.storage.children.clear()
+        self._threads.close()
+
+    def _put_down(self, outcome: Suspended) -> None:
+        self.waits = outcome
+        if outcome.step is not None:
+            self.storage.keep(outcome.step)
+        if outcome.failed is not None:
+            self.storage.attempts.append(outcome.failed)
+            self.task = replace(self.task, retries=outcome.failed.attempt)
