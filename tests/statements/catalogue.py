@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,7 @@ WANTED = ExecutionFilter(
     limit=10,
 )
 EVERYTHING = ExecutionFilter(status=None, task_name=None, search=None, since=None, limit=10)
+UNFINISHED = replace(EVERYTHING, is_unfinished=True)
 CURSOR = (datetime(2026, 1, 1, tzinfo=UTC), "order-1")
 
 # Those that take more than the names, or none. `alive` and `completed` are parts of statements, and none themselves.
@@ -40,6 +42,7 @@ SPECIAL: dict[str, Builder] = {
     "diagnosis.backend": lambda _: diagnosis.backend(),
     "executions.browse": lambda names: executions.browse(names, WANTED, CURSOR),
     "executions.browse everything": lambda names: executions.browse(names, EVERYTHING, None),
+    "executions.browse unfinished": lambda names: executions.browse(names, UNFINISHED, CURSOR),
     "notifications.notify": lambda _: notifications.notify(),
     "tasks.claim": lambda names: tasks.claim(names, all_queues=True),
     "tasks.claim some queues": lambda names: tasks.claim(names, all_queues=False),
