@@ -6,6 +6,7 @@ from zart_sqla.testing.errors import CrashInconsistency, WorkflowStuck
 from zart_sqla.testing.overrides import override
 from zart_sqla.testing.replays import replay
 from zart_sqla.testing.simulation import Simulation
+from zart_sqla.testing.workers import WorkerFactory
 from zart_sqla.testing.workflows import run_workflow, run_workflow_sync
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CrashReport",
     "ExecutionHistory",
     "Simulation",
+    "WorkerFactory",
     "WorkflowStuck",
     "crash_at_every_step",
     "override",
