@@ -2,32 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from zart_sqla import Durable
 from zart_sqla.errors import InvalidDataError
-from zart_sqla.records import (
-    GIVEN_UP,
-    Child,
-    ClaimedTask,
-    ErrorRecord,
-    FailedAttempt,
-    RecordedStep,
-    RunHistory,
-    StepKind,
-)
+from zart_sqla.records import Child, ClaimedTask, FailedAttempt, RecordedStep, RunHistory
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.child_turn import ChildTurn
 from zart_sqla.runtime.handlers import Handler
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
 from zart_sqla.runtime.ports import StepTransaction
 from zart_sqla.runtime.turn import StopReason, Turn
+from zart_sqla.testing import recorder
+from zart_sqla.testing.clock import VirtualClock
+from zart_sqla.testing.storage import Storage
+from zart_sqla.testing.transactions import Transactions
+from zart_sqla.testing.writes import Writes
+from zart_sqla.worker.threads import Threads
+
+T = TypeVar("T")
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LONG = "1h"
@@ -66,108 +65,92 @@ class MemoryTransaction:
         return None
 
 
-class MemoryRecorder:
-    """A `Recorder` in memory, with a clock that stands still until a test moves it.
+class MemoryRecorder(recorder.MemoryRecorder):
+    """The `Recorder` of the testing kit, for all turns of a run, with a clock that a test moves, and with faults.
 
     Attributes:
-        time: what its clock shows.
-        steps: the checkpoints.
-        attempts: the failed attempts.
         transactions: those that steps have asked for.
         writes_left: after how many more writes the task is not the worker's any more; None: it stays so.
         refused: names of steps whose checkpoints PostgreSQL refuses.
-        events: the names and values, as JSON text, of the events that were offered and not taken.
-        children: the children that are not done, by their names.
     """
 
     def __init__(self) -> None:
-        self.time = START
-        self.steps: dict[str, RecordedStep] = {}
-        self.attempts: list[FailedAttempt] = []
+        self.clock = VirtualClock(START)
+        super().__init__(
+            Storage(self.clock), self.clock, writes=Writes(), transactions=Transactions(), threads=Threads(20)
+        )
         self.transactions: list[MemoryTransaction] = []
         self.writes_left: int | None = None
         self.refused: set[str] = set()
-        self.events: list[tuple[str, str]] = []
-        self.children: dict[str, Child] = {}
+
+    @property
+    def time(self) -> datetime:
+        """What its clock shows."""
+        return self.clock.now()
+
+    @time.setter
+    def time(self, moment: datetime) -> None:
+        self.clock.move_to(moment)
+
+    @property
+    def steps(self) -> dict[str, RecordedStep]:
+        """The checkpoints."""
+        return self.storage.steps
+
+    @property
+    def attempts(self) -> list[FailedAttempt]:
+        """The failed attempts."""
+        return self.storage.attempts
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """The names and values, as JSON text, of the events that were offered and not taken."""
+        return self.storage.events
+
+    @property
+    def children(self) -> dict[str, Child]:
+        """The children that are not done, by their names."""
+        return self.storage.children
 
     @property
     def short_wait(self) -> timedelta:
         """Half a second, as in a worker."""
         return timedelta(seconds=0.5)
 
-    def now(self) -> datetime:
-        """Return what the clock shows."""
-        return self.time
+    async def commit(self, what: str, keep: Callable[[], Awaitable[T]]) -> T:
+        """Write something, unless the task is not the worker's any more."""
+        self._spend()
+        return await super().commit(what, keep)
 
     async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
-        """Keep a checkpoint, unless there is one of that name."""
-        self._write()
-        await asyncio.sleep(0)  # others go on meanwhile
-        if step.name in self.refused:
-            raise InvalidDataError(f"the checkpoint of step {step.name!r}", ["refused"])
-        for name in gives_up:
-            if name in self.children:
-                self.keep(_given_up(self.children[name]))
-        return self.keep(step)
-
-    def keep(self, step: RecordedStep) -> RecordedStep:
-        """Keep a checkpoint, unless there is one that is done. That of a child ends it."""
-        known = self.steps.get(step.name)
-        if known is None or (known.is_open and not step.is_open):
-            done_at = START + timedelta(seconds=len(self.steps))  # one after the other, whatever the clock shows
-            self.steps[step.name] = replace(step, completed_at=None if step.is_open else done_at)
-            known = step
-        self.children.pop(step.name, None)
-        return known
+        """Keep a checkpoint, unless PostgreSQL refuses it."""
+        await self._refuse(step.name)
+        return await super().record(step, gives_up=gives_up)
 
     async def add_children(self, children: Sequence[Child]) -> None:
-        """Keep those that are neither there nor done."""
-        self._write()
-        await asyncio.sleep(0)
+        """Keep children, unless PostgreSQL refuses one."""
         for child in children:
-            if child.name in self.refused:
-                raise InvalidDataError(f"the step {child.name!r}", ["refused"])
-            if child.name not in self.steps:
-                self.children.setdefault(child.name, child)
-
-    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
-        """Give the wait the first event of this name, if there is one."""
-        self._write()
-        await asyncio.sleep(0)
-        for event in self.events:
-            if event[0] == name:
-                self.events.remove(event)
-                return self.keep(replace(wait, result=event[1]))
-        return self.steps.get(wait.name, wait)
-
-    async def record_attempt(self, failed: FailedAttempt) -> None:
-        """Keep a failed attempt."""
-        self._write()
-        await asyncio.sleep(0)
-        self.attempts.append(failed)
+            await self._refuse(child.name)
+        await super().add_children(children)
 
     async def begin(self) -> StepTransaction:
         """Begin a transaction."""
-        self._write()
+        self._spend()
         transaction = MemoryTransaction(self)
         self.transactions.append(transaction)
         return transaction
 
-    async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:  # noqa: ARG002 - all are alike
-        """Call a function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(None, function)
+    async def _refuse(self, name: str) -> None:
+        if name in self.refused:
+            await asyncio.sleep(0)
+            raise InvalidDataError(f"the checkpoint of step {name!r}", ["refused"])
 
-    def _write(self) -> None:
+    def _spend(self) -> None:
         if self.writes_left is None:
             return
         if self.writes_left == 0:
             raise TurnSignal(LeaseLost())
         self.writes_left -= 1
-
-
-def _given_up(child: Child) -> RecordedStep:
-    error = ErrorRecord(error_type="CancelledError", message="others were enough", step=child.name, category=GIVEN_UP)
-    return RecordedStep(name=child.name, kind=StepKind.CHILD, position=child.position, error=error)
 
 
 class MemoryRun:
@@ -202,10 +185,7 @@ class MemoryRun:
     @property
     def history(self) -> RunHistory:
         """What a worker would read before the next turn."""
-        done = self.recorder.steps
-        failed = [one for one in self.recorder.attempts if one.step and one.step not in done]
-        attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
-        return RunHistory(steps=list(done.values()), attempts=attempts, children=list(self.recorder.children))
+        return self.recorder.storage.history
 
     @property
     def children(self) -> list[str]:
@@ -233,7 +213,7 @@ class MemoryRun:
     async def run_child(self, name: str) -> Outcome:
         """Make one turn of a child, as another worker would."""
         child = self.recorder.children[name]
-        history = RunHistory(attempts={name: self.history.attempts[name]} if name in self.history.attempts else {})
+        history = self.recorder.storage.history_of(name)
         task = replace(self.task, task_id=uuid4(), parent_run_id=self.task.run_id, child=child, attempt=1)
         return await asyncio.create_task(ChildTurn(task, self.handler, history, self.recorder).run())
 
@@ -290,7 +270,7 @@ class MemoryRun:
 
     def _put_down(self, outcome: Suspended) -> None:
         if outcome.step is not None:
-            self.recorder.keep(outcome.step)
+            self.recorder.storage.keep(outcome.step)
         if outcome.failed is not None:
             self.recorder.attempts.append(outcome.failed)
             self.task = replace(self.task, retries=outcome.failed.attempt)
