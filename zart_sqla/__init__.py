@@ -30,6 +30,7 @@ from zart_sqla.errors import (
     WaitTimedOut,
     ZartError,
 )
+from zart_sqla.histories import ExecutionHistory
 from zart_sqla.models import ZartModels, zart_models
 from zart_sqla.records import ExecutionInfo, ExecutionStatus, Page, StepInfo, StepKind, StepStatus
 from zart_sqla.runtime.answers import Answer, BusinessErr, Ok, ZartErr, outcome, step_or, step_or_else
@@ -64,6 +65,7 @@ __all__ = [
     "ExecutionFailed",
     "ExecutionFinished",
     "ExecutionHandle",
+    "ExecutionHistory",
     "ExecutionInfo",
     "ExecutionNotFound",
     "ExecutionStatus",

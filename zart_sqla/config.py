@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zart_sqla.durations import Duration
 
 DATABASE_URL_VARIABLE: Final = "DATABASE_URL"
+TEST_DATABASE_URL_VARIABLE: Final = "ZART_TEST_DATABASE_URL"
 
 _SHORTEST_PATIENCE_SECONDS: Final = 5.0
 _LONGEST_HEARTBEAT = timedelta(seconds=1.25)  # with the poll of an idle worker, one statement a second

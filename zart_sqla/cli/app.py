@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from zart_sqla.cli import demo, doctor, executions, migrations, worker
+from zart_sqla.cli import check, demo, doctor, executions, migrations, worker
 from zart_sqla.cli.exits import EXPECTED, fail
 
 app: Final = typer.Typer(
@@ -42,10 +42,12 @@ def options(
 for _command in (
     migrations.migrate,
     worker.worker,
+    check.check,
     executions.start,
     executions.status,
     executions.wait,
     executions.result,
+    executions.history,
     executions.event,
     executions.stream,
     executions.cancel,

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +14,7 @@ from zart_sqla.cli.exits import USAGE, CommandError
 from zart_sqla.client import executions
 from zart_sqla.client.handles import ExecutionHandle
 from zart_sqla.codec import plain_json
-from zart_sqla.durations import to_timedelta
-from zart_sqla.errors import ConfigError, ExecutionCancelled, ExecutionFailed
+from zart_sqla.errors import ExecutionCancelled, ExecutionFailed
 from zart_sqla.records import DEFAULT_QUEUE, ExecutionInfo, ExecutionStatus
 
 
@@ -125,6 +123,22 @@ def result(
                 f"wait for it with 'zart wait {execution_id}'",
             )
         output.print_json(executions.result_of(ended, execution_id, plain_json), compact=as_json)
+
+    run(main())
+
+
+def history(
+    execution_id: options.ExecutionId,
+    url: options.Url = None,
+    prefix: options.Prefix = None,
+    schema: options.Schema = None,
+) -> None:
+    """Print all that is recorded of an execution as JSON, for a test that replays it."""
+    database = Database.named(url, prefix, schema)
+
+    async def main() -> None:
+        async with database.open() as scheduler:
+            typer.echo((await scheduler.handle(execution_id).history()).to_json())
 
     run(main())
 
@@ -242,7 +256,7 @@ def list_(  # noqa: PLR0913, PLR0917 - options
 ) -> None:
     """List executions, the newest first."""
     database = Database.named(url, prefix, schema)
-    started_since = None if since is None else _moment(since)
+    started_since = None if since is None else options.moment(since)
 
     async def main() -> None:
         async with database.open() as scheduler:
@@ -304,16 +318,3 @@ def _read_text(given: str) -> str:
         return Path(given[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot read {given[1:]!r}: {error}", code=USAGE) from error
-
-
-def _moment(text: str) -> datetime:
-    """Return the time that `--since` means: an age, or a date with or without a time zone."""
-    try:
-        return datetime.now(UTC) - to_timedelta(text)
-    except ConfigError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        expected = "an age such as '2h' or '3d', or a date such as '2030-01-31' or '2030-01-31T12:00:00+00:00'"
-        raise ConfigError("--since", expected=expected, actual=text) from None

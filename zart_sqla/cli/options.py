@@ -1,10 +1,12 @@
 """The options and arguments that several commands have."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from zart_sqla.durations import Duration
+from zart_sqla.durations import Duration, to_timedelta
+from zart_sqla.errors import ConfigError
 
 Url = Annotated[
     str | None,
@@ -46,3 +48,16 @@ def duration(text: str | None) -> Duration | None:
         return float(text)
     except ValueError:
         return text
+
+
+def moment(text: str) -> datetime:
+    """Return the time that `--since` means: an age, or a date with or without a time zone."""
+    try:
+        return datetime.now(UTC) - to_timedelta(text)
+    except ConfigError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        expected = "an age such as '2h' or '3d', or a date such as '2030-01-31' or '2030-01-31T12:00:00+00:00'"
+        raise ConfigError("--since", expected=expected, actual=text) from None

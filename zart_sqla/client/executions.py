@@ -18,7 +18,7 @@ from zart_sqla.ids import new_id
 from zart_sqla.records import ExecutionFilter, ExecutionStatus, NewEvent
 from zart_sqla.runtime.context import active_step
 from zart_sqla.runtime.executions import prepare
-from zart_sqla.store import events, executions
+from zart_sqla.store import events, executions, histories
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from zart_sqla.client.connections import AnyConnection
     from zart_sqla.codec import Codec
+    from zart_sqla.histories import ExecutionHistory
     from zart_sqla.records import Ending, ExecutionInfo, NewExecution, StepInfo
     from zart_sqla.runtime.handlers import Durable
     from zart_sqla.table_names import TableNames
@@ -89,6 +90,18 @@ def steps(connection: Connection, names: TableNames, execution_id: str) -> list[
         ExecutionNotFound: there is none.
     """
     return executions.steps_of(connection, names, execution_id) or _nothing_if_known(connection, names, execution_id)
+
+
+def history(connection: Connection, names: TableNames, execution_id: str) -> ExecutionHistory:
+    """Return what is recorded of the execution's current run.
+
+    Raises:
+        ExecutionNotFound: there is none.
+    """
+    found = histories.histories(connection, names, [execution_id])
+    if execution_id not in found:
+        raise ExecutionNotFound(execution_id)
+    return found[execution_id]
 
 
 def _nothing_if_known(connection: Connection, names: TableNames, execution_id: str) -> list[StepInfo]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zart_sqla.client.scheduler import PostgresScheduler
     from zart_sqla.codec import Codec
     from zart_sqla.durations import Duration
+    from zart_sqla.histories import ExecutionHistory
     from zart_sqla.records import ExecutionInfo, ExecutionStatus, StepInfo
 
 R = TypeVar("R")
@@ -69,6 +70,14 @@ class ExecutionHandle(Generic[R]):
             ExecutionNotFound: there is none with this id.
         """
         return await self._scheduler.run(executions.steps, self.execution_id)
+
+    async def history(self) -> ExecutionHistory:
+        """Return what is recorded of its current run, to be kept in a file or replayed by `zart_sqla.testing.replay`.
+
+        Raises:
+            ExecutionNotFound: there is none with this id.
+        """
+        return await self._scheduler.run(executions.history, self.execution_id)
 
     async def cancel(self, *, session: AnyConnection | None = None) -> None:
         """End it as cancelled: no further step starts, and a step that runs is interrupted within a second.

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from zart_sqla.client.scheduler import PostgresScheduler
     from zart_sqla.codec import Codec
     from zart_sqla.durations import Duration
+    from zart_sqla.histories import ExecutionHistory
     from zart_sqla.records import ExecutionInfo, NewExecution, Page, StepInfo, StreamPosition
     from zart_sqla.runtime.handlers import Durable
     from zart_sqla.store.streams import StreamPage
@@ -442,6 +443,10 @@ class SyncExecutionHandle(Generic[R]):
     def steps(self) -> list[StepInfo]:
         """Return the recorded steps of its current run; see `ExecutionHandle.steps`."""
         return self._scheduler.run(executions.steps, self.execution_id)
+
+    def history(self) -> ExecutionHistory:
+        """Return what is recorded of its current run; see `ExecutionHandle.history`."""
+        return self._scheduler.run(executions.history, self.execution_id)
 
     def cancel(self, *, session: AnyConnection | None = None) -> None:
         """End it as cancelled; see `ExecutionHandle.cancel`."""

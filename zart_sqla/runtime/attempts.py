@@ -94,16 +94,16 @@ class Attempts(Generic[T]):
             active_step.reset(token)
 
     async def _call_function(self, active: ActiveStep) -> Any:
-        call = self._call
+        self._turn.note_call(self._place.name)
         if active.bridge is None:
-            return await self._step.function(*call.args, **call.kwargs)
+            return await self._call.invoke()
         try:
             return await self._turn.in_thread(self._call_in_thread, active, is_body=False)
         finally:  # the thread may still run, if the attempt was ended from outside
             await active.bridge.close()
 
     def _call_in_thread(self, active: ActiveStep) -> Any:
-        value = self._step.function(*self._call.args, **self._call.kwargs)
+        value = self._call.invoke()
         if active.transaction is not None:
             active.transaction.flush()
         return value

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from zart_sqla.runtime.outcomes import Suspended
 
-_QUIET_SECONDS: Final = 0.1
+QUIET_SECONDS: Final = 0.1
+"""For how long nothing is heard of a body's own tasks before they count as waiting."""
+
 _QUIET_ROUNDS: Final = 20  # of the loop: it may be so busy that the time is over before a task has had its turn
 
 
@@ -21,12 +23,16 @@ class Calls:
     A body may have tasks of its own. Between two calls such a task is seen by nobody here, so while there are any, all
     calls have to wait for a moment before nothing else counts as going on.
 
+    Args:
+        quiet_seconds: for how long.
+
     Attributes:
         has_tasks: whether tasks of the body's own have made calls.
         waiting: what the calls wait for that have paused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_seconds: float = QUIET_SECONDS) -> None:
+        self._quiet_seconds = quiet_seconds
         self.has_tasks: bool = False
         self.waiting: list[Suspended] = []
         self._under_way = 0
@@ -77,7 +83,7 @@ class Calls:
 
     async def _is_quiet(self) -> bool:
         known = self._changes
-        await asyncio.sleep(_QUIET_SECONDS)
+        await asyncio.sleep(self._quiet_seconds)
         for _ in range(_QUIET_ROUNDS):
             await asyncio.sleep(0)
         return self._changes == known

@@ -11,6 +11,7 @@ from zart_sqla.codec import annotations_of, codec_for, plain_json
 from zart_sqla.durations import to_positive_timedelta
 from zart_sqla.errors import ConfigError, NotInWorkflowError
 from zart_sqla.records import StepKind
+from zart_sqla.runtime import stand_ins
 from zart_sqla.runtime.context import body_turn
 from zart_sqla.runtime.retry import checked_retry, error_types
 
@@ -41,6 +42,7 @@ class Step(Generic[P, T]):
         heartbeat: how long an attempt may take between two calls of `progress()`; None: as long as it does.
         raises: the errors that are answers, not faults.
         signature: the parameters of the function.
+        bound: the arguments that each call begins with: of a method, its object.
     """
 
     def __init__(  # noqa: PLR0913 - the options of the decorator
@@ -65,7 +67,7 @@ class Step(Generic[P, T]):
         self.signature: inspect.Signature = inspect.signature(function)
         self._template = name if name is not None else function.__name__
         self._is_templated = _fields_of(self._template, self.signature, function.__name__)
-        self._bound = bound
+        self.bound: tuple[Any, ...] = bound
         self._codec: Codec[T] | None = None
         self.__doc__ = function.__doc__
         self.__name__: str = function.__name__
@@ -86,7 +88,7 @@ class Step(Generic[P, T]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> StepCall[T]:
         """Return the call, to be awaited; the function has not run yet."""
-        return StepCall(self, (*self._bound, *args), kwargs)
+        return StepCall(self, (*self.bound, *args), kwargs)
 
     def name_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the name of a call with these arguments.
@@ -127,7 +129,7 @@ class AsyncStep(Step[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> StepCall[T]:
         """Return the call, to be awaited."""
-        return StepCall(self, (*self._bound, *args), kwargs)
+        return StepCall(self, (*self.bound, *args), kwargs)
 
 
 class SyncStep(Step[P, T]):
@@ -151,7 +153,7 @@ class SyncStep(Step[P, T]):
         call = self.call(*args, **kwargs)
         turn = body_turn()
         if turn is None:
-            return cast("T", self.function(*call.args, **call.kwargs))
+            return cast("T", call.invoke())
         if turn.is_async:
             raise NotInWorkflowError(
                 f"{self.__name__}(...)",
@@ -191,8 +193,12 @@ class StepCall(Generic[T_co]):
     async def run_plainly(self) -> T_co:
         """Return what the function returns, without a checkpoint."""
         if self.step.is_async:
-            return cast("T_co", await self.step.function(*self.args, **self.kwargs))
-        return cast("T_co", await asyncio.to_thread(self.step.function, *self.args, **self.kwargs))
+            return cast("T_co", await self.invoke())
+        return cast("T_co", await asyncio.to_thread(self.invoke))
+
+    def invoke(self) -> Any:
+        """Return what the function returns, or what stands in for it: of an `async def` something to await."""
+        return stand_ins.call(self.step.function, self.args, self.kwargs)
 
 
 def check_call(caller: str, call: object) -> None:

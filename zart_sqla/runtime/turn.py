@@ -93,6 +93,7 @@ class Turn:
         self.children: Children = Children(history.children, history.executions, self._add_children)
         self._stopped: StopReason | None = None
         self._divergence: NonDeterminismError | None = None
+        self._fault: BaseException | None = None
         self._signals: list[TurnSignal] = []
         self._step_errors: list[tuple[BaseException, ErrorRecord]] = []
         self._asyncio_task: asyncio.Task[Any] | None = None
@@ -109,6 +110,11 @@ class Turn:
             InvalidDataError: it does not fit the handler's any more.
         """
         return self.handler.data_codec.unpack(self.task.payload, subject="the input")
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What the run failed with, where the turn ended in that: the error itself, not its record."""
+        return self._divergence or self._fault
 
     async def run(self) -> Outcome:
         """Run the turn to its end."""
@@ -253,6 +259,7 @@ class Turn:
                 return self._suspended_for_retry(record, attempt)
         self._log_fault(error)
         if self.handler.on_failure is None or self._interrupted() is not None:
+            self._fault = error
             return Failed(record)
         return await self._take_up_failure(record)
 
@@ -289,6 +296,7 @@ class Turn:
 
     def _failed(self, error: BaseException) -> Failed:
         self._log_fault(error)
+        self._fault = error
         return Failed(faults.record_of(error))
 
     def _log_fault(self, error: BaseException) -> None:
@@ -451,6 +459,9 @@ class Turn:
             if place.recorded is not None:
                 return self.replayed(place.recorded, call)
             return await Attempts(self, place, call).run()
+
+    def note_call(self, name: str) -> None:
+        """Take note that the function of a step is about to be called: a simulated turn counts."""
 
     def replayed(self, recorded: RecordedStep, call: StepCall[T]) -> T:
         """Return the value that is recorded for a step, or raise the error that is."""

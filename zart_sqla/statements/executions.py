@@ -159,6 +159,8 @@ def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, st
     conditions: list[ColumnElement[bool]] = []
     if wanted.status is not None:
         conditions.append(described.c.status == wanted.status.value)
+    if wanted.is_unfinished:
+        conditions.append(described.c.completed_at.is_(None))
     if wanted.task_name is not None:
         conditions.append(described.c.task_name == wanted.task_name)
     if wanted.search is not None:

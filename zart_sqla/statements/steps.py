@@ -176,6 +176,18 @@ def journal(names: TableNames) -> Executable:
 
 
 @functools.cache
+def retries(names: TableNames) -> Executable:
+    """Select how often the bodies of runs were retried: `(run_id, retries)` of those that were.
+
+    Parameters: the list `run_ids`.
+    """
+    failed = tables_of(names).step_attempts
+    count = func.max(failed.c.attempt).label("retries")
+    is_of_body = (failed.c.run_id == any_(array_of("run_ids", UUID))) & (failed.c.name == "")
+    return select(failed.c.run_id, count).where(is_of_body).group_by(failed.c.run_id)
+
+
+@functools.cache
 def recorded(names: TableNames) -> Executable:
     """Select the checkpoints of the `rows_of` lists `run_id` and `name`."""
     t = tables_of(names)

@@ -367,7 +367,7 @@ async def test_child_that_nobody_tells_of() -> None:
     run.end_as("a", ExecutionStatus.RUNNING)
     outcome = await asyncio.create_task(turn.run())
     assert outcome == Suspended(due_at=run.recorder.time + LOOK_AGAIN, is_waiting=True)
-    run.recorder.started.clear()
+    run.recorder.storage.started.clear()
     assert (await suspended(run)).due_at == run.recorder.time + LOOK_AGAIN
     run.end("a", 5)
     assert await run.result() == 5

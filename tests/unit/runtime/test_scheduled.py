@@ -291,7 +291,7 @@ async def test_wait_first_n() -> None:
     assert (await suspended(run)).awaits_open == 2
     for name in "db":
         await run.run_child(name)
-    cancelled = ["StepCancelled", "a", "others were enough", 1]
+    cancelled = ["StepCancelled", "a", "it was cancelled, since others were enough", 1]
     assert await run.result() == [["d", "b"], [cancelled, "b", ["StepCancelled", "c", *cancelled[2:]], "d"]]
     assert (run.children, calls) == ([], ["d", "b"])
     assert run.recorder.steps["wait_first_n"].result == '["d", "b"]'

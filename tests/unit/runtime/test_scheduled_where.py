@@ -83,7 +83,7 @@ async def test_def_workflow() -> None:
     run = MemoryRun(order)
     assert await run.turn() == Suspended(is_waiting=True, awaits_open=1)
     await run.run_child("b")
-    assert await run.result() == ["b", [], ["step 'a' was cancelled: others were enough", "b"]]
+    assert await run.result() == ["b", [], ["step 'a' was cancelled: it was cancelled, since others were enough", "b"]]
     assert calls == ["b"]
 
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from zart_sqla import Durable
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.records import (
-    GIVEN_UP,
     Child,
     ClaimedTask,
     Ending,
@@ -23,17 +22,23 @@ from zart_sqla.records import (
     NewExecution,
     RecordedStep,
     RunHistory,
-    StepKind,
 )
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.bridges import Bridge
 from zart_sqla.runtime.child_turn import ChildTurn
 from zart_sqla.runtime.cleanup_turn import CleanupTurn
-from zart_sqla.runtime.faults import taken_id_record
 from zart_sqla.runtime.handlers import Handler
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Outcome, Suspended
 from zart_sqla.runtime.ports import StepTransaction
 from zart_sqla.runtime.turn import StopReason, Turn
+from zart_sqla.testing import recorder
+from zart_sqla.testing.clock import VirtualClock
+from zart_sqla.testing.storage import Storage
+from zart_sqla.testing.transactions import Transactions
+from zart_sqla.testing.writes import Writes
+from zart_sqla.worker.threads import Threads
+
+T = TypeVar("T")
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LONG = "1h"
@@ -75,140 +80,116 @@ class MemoryTransaction:
         return None
 
 
-class MemoryRecorder:
-    """A `Recorder` in memory, with a clock that stands still until a test moves it.
+class MemoryRecorder(recorder.MemoryRecorder):
+    """The `Recorder` of the testing kit, for all turns of a run, with a clock that a test moves, and with faults.
 
     Attributes:
-        time: what its clock shows.
-        steps: the checkpoints.
-        attempts: the failed attempts.
         transactions: those that steps have asked for.
         writes_left: after how many more writes the task is not the worker's any more; None: it stays so.
         refused: names of steps whose checkpoints PostgreSQL refuses.
-        events: the names and values, as JSON text, of the events that were offered and not taken.
-        emitted: the streams and values, as JSON text, of the items that were emitted.
-        children: the children that are not done, by their names.
-        executions: how the executions stand that the run has started, and others that a test puts there.
-        started: those that the run has started.
         may_begin: set while transactions can begin.
     """
 
     def __init__(self) -> None:
-        self.time = START
-        self.steps: dict[str, RecordedStep] = {}
-        self.attempts: list[FailedAttempt] = []
+        self.clock = VirtualClock(START)
+        super().__init__(
+            Storage(self.clock), self.clock, writes=Writes(), transactions=Transactions(), threads=Threads(20)
+        )
         self.transactions: list[MemoryTransaction] = []
         self.writes_left: int | None = None
         self.refused: set[str] = set()
-        self.events: list[tuple[str, str]] = []
-        self.emitted: list[tuple[str, str]] = []
-        self.children: dict[str, Child] = {}
-        self.executions: dict[str, Ending] = {}
-        self.started: list[NewExecution] = []
         self.may_begin = asyncio.Event()
         self.may_begin.set()
+
+    @property
+    def time(self) -> datetime:
+        """What its clock shows."""
+        return self.clock.now()
+
+    @time.setter
+    def time(self, moment: datetime) -> None:
+        self.clock.move_to(moment)
+
+    @property
+    def steps(self) -> dict[str, RecordedStep]:
+        """The checkpoints."""
+        return self.storage.steps
+
+    @property
+    def attempts(self) -> list[FailedAttempt]:
+        """The failed attempts."""
+        return self.storage.attempts
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """The names and values, as JSON text, of the events that were offered and not taken."""
+        return self.storage.events
+
+    @property
+    def children(self) -> dict[str, Child]:
+        """The children that are not done, by their names."""
+        return self.storage.children
+
+    @property
+    def emitted(self) -> list[tuple[str, str]]:
+        """The streams and values, as JSON text, of the items that were emitted."""
+        return self.storage.emitted
+
+    @property
+    def executions(self) -> dict[str, Ending]:
+        """How the executions stand that the run has started, and others that a test puts there."""
+        return self.storage.endings
+
+    @property
+    def started(self) -> list[NewExecution]:
+        """Those that the run has started."""
+        return list(self.storage.started.values())
 
     @property
     def short_wait(self) -> timedelta:
         """Half a second, as in a worker."""
         return timedelta(seconds=0.5)
 
-    def now(self) -> datetime:
-        """Return what the clock shows."""
-        return self.time
+    async def commit(self, what: str, keep: Callable[[], Awaitable[T]]) -> T:
+        """Write something, unless the task is not the worker's any more."""
+        self._spend()
+        return await super().commit(what, keep)
 
     async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
-        """Keep a checkpoint, unless there is one of that name."""
-        self._write()
-        await asyncio.sleep(0)  # others go on meanwhile
-        if step.name in self.refused:
-            raise InvalidDataError(f"the checkpoint of step {step.name!r}", ["refused"])
-        for name in gives_up:
-            if name in self.children:
-                self.keep(_given_up(self.children[name]))
-        return self.keep(step)
-
-    def keep(self, step: RecordedStep) -> RecordedStep:
-        """Keep a checkpoint, unless there is one that is done. That of a child ends it."""
-        known = self.steps.get(step.name)
-        if known is None or (known.is_open and not step.is_open):
-            done_at = START + timedelta(seconds=len(self.steps))  # one after the other, whatever the clock shows
-            self.steps[step.name] = replace(step, completed_at=None if step.is_open else done_at)
-            known = step
-        self.children.pop(step.name, None)
-        return known
+        """Keep a checkpoint, unless PostgreSQL refuses it."""
+        await self._refuse(step.name, f"the checkpoint of step {step.name!r}")
+        return await super().record(step, gives_up=gives_up)
 
     async def add_children(self, children: Sequence[Child]) -> None:
-        """Keep those that are neither there nor done."""
-        self._write()
-        await asyncio.sleep(0)
+        """Keep children, unless PostgreSQL refuses one."""
         for child in children:
-            if child.name in self.refused:
-                raise InvalidDataError(f"the step {child.name!r}", ["refused"])
-            if child.name not in self.steps:
-                self.children.setdefault(child.name, child)
-
-    async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
-        """Start an execution, which runs until a test ends it."""
-        self._write()
-        await asyncio.sleep(0)
-        if step.name not in self.steps and new.execution_id in self.executions:
-            status = self.executions[new.execution_id].status
-            step = replace(step, result=None, error=taken_id_record(step.name, new.execution_id, status))
-        elif step.name not in self.steps:
-            self.executions[new.execution_id] = Ending(ExecutionStatus.SCHEDULED, None, None)
-            self.started.append(new)
-        return self.keep(step)
-
-    async def ending_of(self, execution_id: str) -> Ending | None:
-        """Return how an execution stands."""
-        return self.executions.get(execution_id)
-
-    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
-        """Give the wait the first event of this name, if there is one."""
-        self._write()
-        await asyncio.sleep(0)
-        for event in self.events:
-            if event[0] == name:
-                self.events.remove(event)
-                return self.keep(replace(wait, result=event[1]))
-        return self.steps.get(wait.name, wait)
+            await self._refuse(child.name, f"the step {child.name!r}")
+        await super().add_children(children)
 
     async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
-        """Keep a value and its checkpoint, unless there is one of that name."""
-        if step.name not in self.steps:
-            await self.record(step)
-            self.emitted.append((stream, value))
-
-    async def record_attempt(self, failed: FailedAttempt) -> None:
-        """Keep a failed attempt."""
-        self._write()
-        await asyncio.sleep(0)
-        self.attempts.append(failed)
+        """Add a value to a stream, unless PostgreSQL refuses it."""
+        await self._refuse(step.name, f"the checkpoint of step {step.name!r}")
+        await super().emit(step, stream, value)
 
     async def begin(self, bridge: Bridge | None) -> StepTransaction:  # noqa: ARG002 - its sessions go nowhere
         """Begin a transaction, when it may."""
         await self.may_begin.wait()
-        self._write()
+        self._spend()
         transaction = MemoryTransaction(self)
         self.transactions.append(transaction)
         return transaction
 
-    async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:  # noqa: ARG002 - all are alike
-        """Call a function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(None, function)
+    async def _refuse(self, name: str, subject: str) -> None:
+        if name in self.refused:
+            await asyncio.sleep(0)
+            raise InvalidDataError(subject, ["refused"])
 
-    def _write(self) -> None:
+    def _spend(self) -> None:
         if self.writes_left is None:
             return
         if self.writes_left == 0:
             raise TurnSignal(LeaseLost())
         self.writes_left -= 1
-
-
-def _given_up(child: Child) -> RecordedStep:
-    error = ErrorRecord(error_type="CancelledError", message="others were enough", step=child.name, category=GIVEN_UP)
-    return RecordedStep(name=child.name, kind=StepKind.CHILD, position=child.position, error=error)
 
 
 class MemoryRun:
@@ -249,16 +230,7 @@ class MemoryRun:
     @property
     def history(self) -> RunHistory:
         """What a worker would read before the next turn."""
-        done = self.recorder.steps
-        failed = [one for one in self.recorder.attempts if one.step and one.step not in done]
-        attempts = {one.step: max(other.attempt for other in failed if other.step == one.step) for one in failed}
-        children = {one.name: one.position for one in self.recorder.children.values()}
-        executions = [
-            one.execution_id
-            for one in self.recorder.started
-            if not self.recorder.executions[one.execution_id].status.is_terminal
-        ]
-        return RunHistory(steps=list(done.values()), attempts=attempts, children=children, executions=executions)
+        return self.recorder.storage.history
 
     @property
     def children(self) -> list[str]:
@@ -296,11 +268,7 @@ class MemoryRun:
     async def run_child(self, name: str) -> Outcome:
         """Make one turn of a child, as another worker would."""
         child = self.recorder.children[name]
-        known = self.history
-        history = RunHistory(
-            steps=[step for step in known.steps if step.name == name],
-            attempts={step: count for step, count in known.attempts.items() if step == name},
-        )
+        history = self.recorder.storage.history_of(name)
         task = replace(self.task, task_id=uuid4(), parent_run_id=self.task.run_id, child=child, attempt=1)
         return await asyncio.create_task(ChildTurn(task, self.handler, history, self.recorder).run())
 
@@ -362,7 +330,7 @@ class MemoryRun:
 
     def _put_down(self, outcome: Suspended) -> None:
         if outcome.step is not None:
-            self.recorder.keep(outcome.step)
+            self.recorder.storage.keep(outcome.step)
         if outcome.failed is not None:
             self.recorder.attempts.append(outcome.failed)
             self.task = replace(self.task, retries=outcome.failed.attempt)
