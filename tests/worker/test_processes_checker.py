@@ -1,11 +1,13 @@
 """The checker of these tests itself: it must see what it is there to see."""
 
+import asyncio
+from contextlib import closing
 from pathlib import Path
 from typing import LiteralString
 
 import pytest
 
-from tests.worker.processes.audit import FORBIDDEN
+from tests.worker.processes.audit import FORBIDDEN, Database
 from tests.worker.processes.stage import eventually, stage
 
 CRIMES: dict[str, LiteralString] = {
@@ -117,3 +119,31 @@ async def test_sees_who_records_a_child(migrated_url: str, tmp_path: Path) -> No
                 play.check()
         play.open("gate")
         await handle.result(timeout="60s")
+
+
+async def test_lets_what_was_under_way_when_a_cancel_came(migrated_url: str, tmp_path: Path) -> None:
+    """A checkpoint whose statement saw the turn alive may come in after the cancel; one that began later may not."""
+    record: LiteralString = """
+        WITH held AS (SELECT run_id, pg_advisory_lock(7) IS NULL FROM zart_executions)
+        INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, %s, 'step', 1 FROM held
+    """
+    with closing(Database(migrated_url)) as other:
+        async with stage(migrated_url, tmp_path) as play:
+            await play.worker()
+            handle = await play.start("hold a gate", execution_id="one")
+            await play.began("a")
+            play.database.execute("SELECT pg_advisory_lock(7)")
+            writing = asyncio.create_task(asyncio.to_thread(other.execute, record, "in time"))
+            await eventually(
+                lambda: play.database.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 7")
+            )
+            await handle.cancel()
+            play.database.execute("SELECT pg_advisory_unlock(7)")
+            await writing
+            play.check()
+            other.execute("SELECT pg_advisory_unlock(7)")
+            with play.database.changed("SELECT pg_advisory_unlock_all()"):
+                play.database.execute(record, "too late")
+                with pytest.raises(AssertionError, match="did not hold"):
+                    play.check()
+            play.open("gate")

@@ -9,6 +9,8 @@ from zart_sqla.runtime.outcomes import CleanedUp, Failed
 from zart_sqla.runtime.turn import Turn
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from zart_sqla.runtime.outcomes import Outcome
 
 
@@ -29,7 +31,7 @@ class CleanupTurn(Turn):
             self.journal.skip_to_end()
             marker = await self.record(self.journal.mark("on_cancel", StepKind.CANCELLATION))
         self.journal.skip_to(marker)
-        self.deadline = None  # it was the body's
+        self.deadline: datetime | None = None  # it was the body's
         try:
             await self._call(on_cancel, self.data)
             self.journal.check_end()

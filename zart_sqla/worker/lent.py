@@ -39,7 +39,7 @@ class LentConnection(PoolProxiedConnection):
     """
 
     def __init__(self, owner: AsyncConnection, pooled: PoolProxiedConnection, bridge: Bridge) -> None:
-        self.is_lost = False
+        self.is_lost: bool = False
         self.dbapi_connection: Any = self  # what is below is for the loop
         self.driver_connection: Any = pooled.driver_connection
         self._owner = owner

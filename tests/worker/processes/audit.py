@@ -37,6 +37,15 @@ CREATE TRIGGER audit BEFORE DELETE ON zart_tasks FOR EACH ROW WHEN (OLD.step IS 
 CREATE FUNCTION is_there(worker uuid) RETURNS boolean STABLE LANGUAGE sql AS
     'SELECT EXISTS (SELECT FROM zart_workers WHERE worker_id = worker)';
 
+-- The turn of the body that was under way as the statement saw it: a stable function sees no more than that.
+CREATE FUNCTION audit_turn() RETURNS trigger STABLE LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('audit.turn', (
+        SELECT to_jsonb(t)::text FROM zart_tasks t WHERE task_id = NEW.run_id AND is_there(worker_id)), true);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit_1_turn AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_turn();
+
 -- A step of the body's is written by who holds the run's task, a child by who holds its own. Two kinds of ends are
 -- written by others, who delete the child's task with it: it is given up by who holds the run, and failed by who
 -- takes over after its last worker has died.
@@ -49,6 +58,10 @@ DECLARE
 BEGIN
     -- What follows a cancellation has a task of its own: the run's is gone then.
     SELECT * INTO run FROM zart_tasks WHERE run_id = NEW.run_id AND step IS NULL;
+    -- A cancel waits for nobody: a checkpoint that was under way at that moment may still be added (ADR 0003).
+    IF (SELECT outcome = 'cancelled' FROM zart_execution_runs WHERE run_id = NEW.run_id) THEN
+        SELECT * INTO run FROM jsonb_populate_record(run, nullif(current_setting('audit.turn'), '')::jsonb);
+    END IF;
     SELECT * INTO child FROM zart_tasks WHERE parent_run_id = NEW.run_id AND step = NEW.name;
     SELECT * INTO deleted FROM deleted_children
     WHERE parent_run_id = NEW.run_id AND step = NEW.name AND xid = pg_current_xact_id();
@@ -65,7 +78,7 @@ BEGIN
     ) AS by (applies, task_id, token, is_fenced) WHERE by.applies;
     RETURN NULL;
 END $$;
-CREATE TRIGGER audit AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
+CREATE TRIGGER audit_2_checkpoint AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
 
 CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
