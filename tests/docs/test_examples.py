@@ -1,20 +1,16 @@
-"""Examples that a page says how to run: a worker runs their workflow to its end.
+"""Examples that a page says how to run: two workers run their workflow to its end.
 
 The line before such a block is a comment, which a reader does not see: `<!-- runs: workflow(input) == output -->`.
 """
 
 import ast
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.docs.test_pages import PAGES, ROOT
+from tests.docs.pages import PAGES, ROOT, module_of, workflows_of
 from tests.support.waiting import PATIENCE
 from tests.support.working import working
 
@@ -28,17 +24,6 @@ class Example:
     page: str
     run: str
     code: str
-
-    @contextmanager
-    def module(self) -> Iterator[ModuleType]:
-        """Yield the block as a module: other processes, and so workers, find its steps by the module's name."""
-        module = ModuleType(f"example_of_{re.sub(r'[^a-z]', '_', self.page)}")
-        sys.modules[module.__name__] = module
-        try:
-            exec(compile(self.code, self.page, "exec", dont_inherit=True), vars(module))  # noqa: S102 - it is our page
-            yield module
-        finally:
-            del sys.modules[module.__name__]
 
 
 def examples() -> list[Example]:
@@ -62,16 +47,17 @@ def parts(run: str) -> tuple[str, str, str]:
 async def test_runs(example: Example, migrated_url: str) -> None:
     """The workflow of the example gives what the page says."""
     name, data, output = parts(example.run)
-    with example.module() as module:
+    with module_of(example.code) as module:
 
         def value(expression: str) -> Any:
             return eval(expression, vars(module))  # noqa: S307 - it is our page
 
-        async with working(migrated_url, value(name), workers=2) as scheduler:
+        async with working(migrated_url, *workflows_of(module), workers=2) as scheduler:
             handle = await scheduler.start(value(name), value(data))
             assert await handle.result(timeout=PATIENCE) == value(output)
 
 
 def test_there_are_some() -> None:
     """The comments are found, also when the pages are written otherwise."""
-    assert {example.page for example in examples()} >= {"docs/fan-out.md", "docs/workflows.md"}
+    pages = {"fan-out", "workflows", "executions", "sagas", "streams"}
+    assert {example.page for example in examples()} >= {f"docs/{page}.md" for page in pages}

@@ -4,14 +4,12 @@ import ast
 import importlib
 import importlib.util
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changelog.d/*.md")])
-BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+from tests.docs.pages import PAGES, ROOT, blocks
+
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -36,11 +34,6 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Each relative link leads to a file or folder."""
     targets = LINK.findall(page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
-
-
-def blocks(page: Path) -> list[str]:
-    """Return the Python blocks of a page."""
-    return [textwrap.dedent(code) for _, code in BLOCK.findall(page.read_text())]
 
 
 def imports(page: Path) -> list[tuple[str, str]]:

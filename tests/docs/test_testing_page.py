@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.test_pages import ROOT, blocks
+from tests.docs.pages import ROOT, blocks
 from zart_sqla import PostgresScheduler, Worker
 from zart_sqla.testing.workers import workers_on
 
