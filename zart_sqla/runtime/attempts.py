@@ -129,21 +129,13 @@ class Attempts(Generic[T]):
         try:
             text, packed = self._step.codec.pack(value, subject=f"the result of step {name!r}")
             checkpoint = self._checkpoint(result=text)
-            recorded = await (
-                self._turn.record(checkpoint) if active.transaction is None else self._commit(active, checkpoint)
-            )
+            write = self._turn.recorder.record if active.transaction is None else active.transaction.commit
+            recorded = await self._turn.answer_of(write(checkpoint))
         except InvalidDataError as error:
             raise faults.step_error(StepFailed, name, error, attempts=self._attempt) from error
         if recorded is not checkpoint:  # somebody was first, and what is recorded counts
             return self._turn.replayed(recorded, self._call)
         return packed
-
-    async def _commit(self, active: ActiveStep, checkpoint: RecordedStep) -> RecordedStep:
-        assert active.transaction is not None  # noqa: S101 - the caller has looked
-        try:
-            return await active.transaction.commit(checkpoint)
-        except TurnSignal as signal:
-            raise self._turn.note(signal) from None
 
     async def _after_fault(self, error: BaseException, active: ActiveStep) -> None:
         """Return if another attempt is to be made now; raise what the step ends in if not."""
@@ -176,10 +168,7 @@ class Attempts(Generic[T]):
         failed = FailedAttempt(
             step=self._place.name, attempt=attempt, error=faults.record_of(error), started_at=self._started_at
         )
-        try:
-            await turn.recorder.record_attempt(failed)
-        except TurnSignal as signal:
-            raise turn.note(signal) from None
+        await turn.answer_of(turn.recorder.record_attempt(failed))
         delay = self._step.retry.delay_after(attempt)
         logger.info(
             "step %r failed on attempt %d, next in %.3f s: %s",

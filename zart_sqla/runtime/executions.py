@@ -112,7 +112,7 @@ class ChildExecution(Generic[R_co]):
         if self.execution_id in turn.children.executions:
             await turn.pause(None, awaits_done=1)
         while True:
-            ending = await turn.ending_of(self.execution_id)
+            ending = await turn.answer_of(turn.recorder.ending_of(self.execution_id))
             if ending is not None and ending.status.is_terminal:
                 return await turn.record(self._checkpoint(place, ending))
             # It goes on although it had ended, or was no child of this run: nobody will tell of its end.
@@ -205,7 +205,7 @@ async def _started(turn: Turn, place: Place, new: NewExecution, *, is_bound: boo
     )
     task = turn.task
     child = replace(new, parent_id=task.execution_id, parent_run_id=task.run_id, is_bound=is_bound)
-    recorded = await turn.start_execution(step, child)
+    recorded = await turn.answer_of(turn.recorder.start_execution(step, child))
     if recorded.error is None:
         turn.children.executions.add(new.execution_id)
     return recorded

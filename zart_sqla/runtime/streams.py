@@ -33,4 +33,4 @@ async def emit(stream: str, value: object, /) -> None:
     text, _ = plain_json.pack(value, subject=f"the value for the stream {stream!r}")
     step = RecordedStep(name=place.name, kind=place.kind, position=place.position, started_at=turn.recorder.now())
     with turn.calls.under_way():
-        await turn.emit(step, stream, text)
+        await turn.answer_of(turn.recorder.emit(step, stream, text))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zart_sqla.errors import NotInWorkflowError
-from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.context import ActiveStep, active_step
 
 if TYPE_CHECKING:
@@ -58,8 +57,5 @@ async def _begun(step: ActiveStep, call: str) -> StepTransaction:
     """Begin the transaction, and leave it with the step. That is done on the loop, where the attempt ends too."""
     if step.transaction is not None:
         raise NotInWorkflowError(call, f"was called before in step {step.name!r}: keep the session that it gave")
-    try:
-        step.transaction = await step.turn.recorder.begin(step.bridge)
-    except TurnSignal as signal:
-        raise step.turn.note(signal) from None
+    step.transaction = await step.turn.answer_of(step.turn.recorder.begin(step.bridge))
     return step.transaction

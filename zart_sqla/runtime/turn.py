@@ -30,10 +30,10 @@ from zart_sqla.runtime.journal import Journal
 from zart_sqla.runtime.outcomes import Cancelled, Completed, Continued, Failed, LeaseLost, Suspended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from datetime import datetime
 
-    from zart_sqla.records import Child, ClaimedTask, Ending, NewExecution, RunHistory
+    from zart_sqla.records import Child, ClaimedTask, RunHistory
     from zart_sqla.runtime.handlers import Handler
     from zart_sqla.runtime.journal import Place
     from zart_sqla.runtime.outcomes import Outcome
@@ -408,46 +408,19 @@ class Turn:
             self._signals.append(signal)
         return signal
 
+    async def answer_of(self, asking: Awaitable[T]) -> T:
+        """Return what the recorder answers, and remember a signal that it raises."""
+        try:
+            return await asking
+        except TurnSignal as signal:
+            raise self.note(signal) from None
+
     async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
         """Write a checkpoint and return what is recorded then."""
-        try:
-            return await self.recorder.record(step, gives_up=gives_up)
-        except TurnSignal as signal:
-            raise self.note(signal) from None
+        return await self.answer_of(self.recorder.record(step, gives_up=gives_up))
 
     async def _add_children(self, new: Sequence[Child]) -> None:
-        try:
-            await self.recorder.add_children(new)
-        except TurnSignal as signal:
-            raise self.note(signal) from None
-
-    async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
-        """Start an execution, and return what is recorded of that."""
-        try:
-            return await self.recorder.start_execution(step, new)
-        except TurnSignal as signal:
-            raise self.note(signal) from None
-
-    async def ending_of(self, execution_id: str) -> Ending | None:
-        """Return how an execution stands."""
-        try:
-            return await self.recorder.ending_of(execution_id)
-        except TurnSignal as signal:
-            raise self.note(signal) from None
-
-    async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
-        """Take an event of this name, if there is one, and return what is recorded of the wait then."""
-        try:
-            return await self.recorder.take_event(wait, name)
-        except TurnSignal as signal:
-            raise self.note(signal) from None
-
-    async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
-        """Add a value to a stream, with its checkpoint."""
-        try:
-            await self.recorder.emit(step, stream, value)
-        except TurnSignal as signal:
-            raise self.note(signal) from None
+        await self.answer_of(self.recorder.add_children(new))
 
     async def run_step(self, call: StepCall[T]) -> T:
         """Return a step's value: the recorded one, or that of running it now."""

@@ -113,7 +113,7 @@ async def _met(turn: Turn, place: Place, wait: RecordedStep, name: str) -> Recor
     has_events = turn.task.signals > 0
     while True:
         if has_events:
-            wait = await turn.take_event(wait, name)
+            wait = await turn.answer_of(turn.recorder.take_event(wait, name))
         if wait.is_open and wait.wake_at is not None and wait.wake_at <= turn.recorder.now():
             wait = await turn.record(replace(wait, error=faults.record_of(_timeout_of(wait))))
         if wait.is_open and not is_recorded and place.position is None:
