@@ -31,6 +31,8 @@ SERVERS = [
     for postgres in ("18", "16")
     for sqlalchemy in SQLALCHEMY
 ]
+# Most tests wait for something, so more of them run side by side than there are processors.
+SIDE_BY_SIDE = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
 # On Ctrl-C, nox kills after half a second by default: too soon for tests to drop databases and stop workers.
 PATIENCE = 20.0
 
@@ -76,7 +78,7 @@ def tests(session: nox.Session, postgres: str, sqlalchemy: str) -> None:
     """Run the tests side by side; with the latest SQLAlchemy, measure coverage."""
     session.install("-e", f".[{EXTRAS}]", *SQLALCHEMY[sqlalchemy], *group("tests"))
     env = {"ZART_TEST_POSTGRES": postgres}
-    pytest = ("pytest", "-n", "logical", "--dist", "worksteal", *session.posargs)
+    pytest = ("pytest", *SIDE_BY_SIDE, *session.posargs)
     if sqlalchemy == "oldest" or session.posargs:
         run_python(session, *pytest, env=env)
         return
@@ -118,7 +120,7 @@ def wheel(session: nox.Session) -> None:
         session.chdir(outside)
         session.run(
             python,
-            *("-m", "pytest", "-n", "logical", "tests/acceptance", *session.posargs),
+            *("-m", "pytest", *SIDE_BY_SIDE, "tests/acceptance", *session.posargs),
             env={"PATH": f"{scripts}:{os.environ['PATH']}"},
             external=True,
             interrupt_timeout=PATIENCE,
