@@ -74,7 +74,7 @@ async def finish(database: Database, worker: UUID, claimed: ClaimedTask, error: 
 async def put_down(database: Database, worker: UUID, claimed: ClaimedTask, **options: Any) -> bool:
     """Free the task; return whether the worker still held it."""
     known: dict[str, Any] = {"due_at": None, "is_waiting": False, "retries": 0} | options
-    return await database.run(tasks.put_down, worker, [TaskToPutDown(claimed, **known)]) == {claimed.task_id}
+    return claimed.task_id in await database.run(tasks.put_down, worker, [TaskToPutDown(claimed, **known)])
 
 
 async def info(database: Database, execution_id: str = "order-1") -> ExecutionInfo:

@@ -369,7 +369,7 @@ async def test_put_down_to_wait(database: Database) -> None:
     """A task that awaits events is due for no other reason than one of those."""
     worker = await register(database)
     claimed = await claim_one(database, worker)
-    assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id}
+    assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id: False}
     found = await task(database)
     assert (found["due_at"], found["is_waiting"], found["awaits"]) == (None, True, ["paid"])
     assert (await info(database)).status == "waiting"
@@ -426,10 +426,10 @@ async def test_put_down_during_an_offer(database: Database, is_committed: bool) 
     claimed = await claim_one(database, worker)
     async with database.connected() as link:
         assert await link.run(events.offer, event()) == Offer(is_new=True, is_free=False)
-        assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == set()
+        assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {}
         assert await database.run(tasks.held, worker, [claimed]) == {claimed.task_id}
         await (link.commit() if is_committed else link.rollback())
-    assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id}
+    assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id: is_committed}
     assert await is_due(database) == is_committed
 
 
@@ -439,13 +439,13 @@ async def test_offer_during_a_put_down(database: Database, is_committed: bool) -
     worker = await register(database)
     claimed = await claim_one(database, worker)
     async with database.connected() as link:
-        assert await link.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id}
+        assert await link.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id: False}
         waiting = asyncio.create_task(offer(database))
         assert await is_blocked(waiting, database)
         await (link.commit() if is_committed else link.rollback())
     assert await waiting == Offer(is_new=True, is_free=is_committed)
     if not is_committed:
-        assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id}
+        assert await database.run(tasks.put_down, worker, to_put_down(claimed)) == {claimed.task_id: True}
     assert await is_due(database)
 
 

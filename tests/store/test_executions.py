@@ -270,7 +270,7 @@ async def test_settling_beside_an_open_cancellation(database: Database, is_end: 
         if is_end:
             return await database.run(tasks.finish, worker, [tasks.RunToFinish(one, '"done"', None) for one in held])
         down = [tasks.TaskToPutDown(one, None, is_waiting=False, retries=0) for one in held]
-        return await database.run(tasks.put_down, worker, down)
+        return set(await database.run(tasks.put_down, worker, down))
 
     async with database.connected() as link:
         assert await link.run(executions.cancel, "order-1")

@@ -306,6 +306,24 @@ async def test_groups_side_by_side(migrated_url: str, scene: Scene) -> None:
     assert set(scene.ran.values()) == {1}
 
 
+@pytest.mark.parametrize("limit", [None, "1h"])
+async def test_an_event_comes_before_the_wait(limit: str | None, migrated_url: str, scene: Scene) -> None:
+    """An event that is offered in a turn does not put to sleep the run that then waits for children."""
+
+    @durable(timeout=limit)
+    async def order() -> int:
+        await pass_gate("before")
+        return len(await wait([schedule(pass_gate("child"))]))
+
+    async with working(migrated_url, order, workers=2) as scheduler:
+        scene.gate("child").set()
+        handle = await scheduler.start(order)
+        await eventually(lambda: scene.ran, Counter(["before"]))
+        await handle.offer_event("unrelated", 1)
+        scene.gate("before").set()
+        assert await handle.result(timeout=PATIENCE) == 1
+
+
 async def test_waiting_again(migrated_url: str, scene: Scene) -> None:
     """The same children can be waited for again, a part of them before the others, and after a sleep."""
 

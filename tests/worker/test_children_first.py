@@ -85,6 +85,26 @@ async def test_first_n(migrated_url: str, scene: Scene) -> None:
     assert set(scene.ran.values()) == {1}
 
 
+async def test_losers_are_waited_for_at_once(migrated_url: str, scene: Scene) -> None:
+    """The losers of `wait_first_n` can be waited for in the same turn, beside others, one of which is not done yet."""
+
+    @durable
+    async def race() -> list[Any]:
+        handles = [schedule(pass_gate(name)) for name in ("winner", "loser")]
+        other = schedule(pass_gate("other"))
+        won = await values(wait_first_n(handles, 1))
+        answers: list[Answer[Any]] = await wait([*handles, other])
+        return [*won, *(answer.value if isinstance(answer, Ok) else error_type(answer) for answer in answers)]
+
+    async with working(migrated_url, race, workers=2) as scheduler:
+        handle = await scheduler.start(race)
+        await eventually(lambda: scene.ran, Counter(["winner", "loser", "other"]))
+        scene.gate("winner").set()
+        await until_recorded(handle, 2)  # the winner, and that it was
+        scene.gate("other").set()
+        assert await handle.result(timeout=PATIENCE) == ["winner", "winner", "CancelledError", "other"]
+
+
 def error_type(answer: Any) -> str:
     """Return the type of the error that a cancelled child answers with."""
     assert isinstance(answer, ZartErr)

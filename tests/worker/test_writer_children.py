@@ -27,7 +27,7 @@ class Half:
     def __init__(self, engine: AsyncEngine) -> None:
         self.identity = Identity()
         self.engine = engine
-        self.writer = Writer(engine, NAMES, self.identity, WorkerConfig(), on_done=lambda _: None)
+        self.writer = Writer(engine, NAMES, self.identity, WorkerConfig(), on_done=lambda _: None, on_due=lambda: None)
 
     async def register(self) -> None:
         """Register the worker."""
@@ -105,5 +105,7 @@ async def test_two_workers_and_two_runs(
                 writer.cancel()
             await asyncio.wait(writers)
             for half in halves:
-                half.writer = Writer(half.engine, NAMES, half.identity, WorkerConfig(), on_done=lambda _: None)
+                half.writer = Writer(
+                    half.engine, NAMES, half.identity, WorkerConfig(), on_done=lambda _: None, on_due=lambda: None
+                )
     assert caplog.messages == []

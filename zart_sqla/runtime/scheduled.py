@@ -169,11 +169,14 @@ def _checked(caller: str, handles: Iterable[Scheduled[T]]) -> list[Scheduled[T]]
 async def _done(turn: Turn, wanted: Sequence[Scheduled[Any]], count: int) -> None:
     """Return if so many of them are done; if not, end the turn until they are."""
     turn.arrive()
-    missing = count - sum(handle.recorded is not None for handle in _distinct(wanted))
+    distinct = _distinct(wanted)
+    missing = count - sum(handle.recorded is not None for handle in distinct)
     if missing > 0:
+        # What this turn has given up is done. The next one will see what is recorded for it.
+        given_up = sum(handle.recorded is None and handle.name not in turn.children.open for handle in distinct)
         with turn.calls.under_way():
             await turn.children.written()
-            await turn.pause(None, awaits_done=missing)
+            await turn.pause(None, awaits_done=max(0, missing - given_up))
 
 
 async def _first(wanted: Sequence[Scheduled[T]], n: int, name: str, *, gives_up: bool) -> list[Scheduled[T]]:

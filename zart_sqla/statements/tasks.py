@@ -164,7 +164,8 @@ def put_down(names: TableNames) -> Executable:
     One that awaits something is due at once if an event has been offered, or a child resumed, that its turn could not
     see. Both this and the other write the task's row, so whoever comes second sees what the first has done. Of children
     that have ended meanwhile this knows nothing; see `children.wake`.
-    Parameters: `me` and `rows_of` lists. Returns: `(task_id)` of those that it still held and nobody has locked.
+    Parameters: `me` and `rows_of` lists. Returns: `task_id` and `is_due` of those that it still held and nobody has
+    locked.
     """
     t = tables_of(names)
     turn = rows_of(
@@ -197,7 +198,7 @@ def put_down(names: TableNames) -> Executable:
             awaits_open=held.c.awaits_open,
         )
         .where(t.tasks.c.task_id == held.c.task_id)
-        .returning(t.tasks.c.task_id)
+        .returning(t.tasks.c.task_id, (t.tasks.c.due_at <= func.now()).label("is_due"))
     )
 
 

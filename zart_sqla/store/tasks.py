@@ -295,11 +295,13 @@ def record_attempts(
 _PUT_DOWN = ("task_id", "attempt", "due_at", "is_waiting", "retries", "awaits", "awaits_open", "signals")
 
 
-def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]) -> set[UUID]:
+def put_down(
+    connection: Connection, names: TableNames, worker_id: UUID, freed: Sequence[TaskToPutDown]
+) -> dict[UUID, bool]:
     """Free tasks that the worker holds.
 
     Returns:
-        Those that it still held.
+        Of those that it still held, whether they are due again by now.
     """
     rows = (
         (
@@ -315,7 +317,8 @@ def put_down(connection: Connection, names: TableNames, worker_id: UUID, freed: 
         for item in freed
     )
     parameters = {"me": worker_id, **parameters_of("turn", _PUT_DOWN, rows)}
-    return set(connection.scalars(tasks.put_down(names), parameters))
+    put = connection.execute(tasks.put_down(names), parameters)
+    return {task_id: bool(is_due) for task_id, is_due in put}
 
 
 _FINISH = ("task_id", "attempt", "outcome", "result", "error")

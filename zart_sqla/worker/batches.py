@@ -118,12 +118,14 @@ class Written:
         failed: the failed attempts that are recorded now.
         tasks: the tasks that were locked, and with which so all was done that needs that.
         locked: those that were not, or whose values were not emitted, because somebody else has locked them.
+        has_due: whether a task that was put down is due again already.
     """
 
     steps: dict[tuple[UUID, str], RecordedStep] = field(default_factory=dict[Any, Any])
     failed: set[tuple[UUID, str]] = field(default_factory=set[Any])
     tasks: set[UUID] = field(default_factory=set[Any])
     locked: set[UUID] = field(default_factory=set[Any])
+    has_due: bool = False
 
 
 class Application:
@@ -155,9 +157,7 @@ class Application:
             written.failed = tasks.record_attempts(connection, names, me, batch.failed)
         if batch.start:
             self._start_executions(batch.start, written)
-        for write, items in _bound_parts(batch):
-            if items:
-                written.tasks |= write(connection, names, me, items)
+        self._write_bound(batch, written)
         if batch.start or batch.add:
             executions.notify_work(connection, names)
         left = batch.left(written)
@@ -189,6 +189,16 @@ class Application:
         written.tasks |= mine
         written.steps |= self._record_steps(steps)
 
+    def _write_bound(self, batch: Batch, written: Written) -> None:
+        connection, names, me = self._connection, self._names, self._worker_id
+        for write, items in _bound_parts(batch):
+            if items:
+                written.tasks |= write(connection, names, me, items)
+        if batch.put_down:
+            is_due = tasks.put_down(connection, names, me, batch.put_down)
+            written.tasks |= is_due.keys()
+            written.has_due = any(is_due.values())
+
     def _take_events(self, waits: Sequence[EventToTake]) -> dict[tuple[UUID, str], RecordedStep]:
         taken = events.take(self._connection, self._names, self._worker_id, waits)
         by_key = {(wait.task.run_id, wait.step.name): wait for wait in waits}
@@ -214,7 +224,6 @@ def _bound_parts(batch: Batch) -> Iterable[tuple[Callable[..., set[UUID]], Seque
         (children.add, batch.add),
         (children.give_up, batch.give_up),
         (children.remove, batch.done),
-        (tasks.put_down, batch.put_down),
         (tasks.finish, batch.finish),
         (tasks.renew, batch.renew),
     )

@@ -201,9 +201,7 @@ class Dispatcher:
             return False
         if isinstance(outcome, Suspended):
             self.handed_back |= outcome == Suspended()
-            if outcome.awaits:  # an event may have come meanwhile
-                self._on_suspended(None)
-            elif outcome.awaits_open is None or outcome.due_at is not None:
+            if outcome.due_at is not None:
                 self._on_suspended(outcome.due_at)
         elif isinstance(outcome, Continued):
             self._on_suspended(None)

@@ -161,9 +161,9 @@ class _Machinery:
         self._identity = identity
         self._threads = Threads(config.max_concurrent_tasks)
         self._waker = Waker(engine, names, config, on_woken=self._expect_now)
-        self._writer = Writer(engine, names, identity, config, on_done=self._waker.wake)
+        self._writer = Writer(engine, names, identity, config, on_done=self._waker.wake, on_due=self._expect_now)
         # To insert an execution may have to wait for an app that has started one of the same id and not committed.
-        self._starter = Writer(engine, names, identity, config, on_done=self._waker.wake)
+        self._starter = Writer(engine, names, identity, config, on_done=self._waker.wake, on_due=self._expect_now)
         services = Services(
             writer=self._writer,
             starter=self._starter,

@@ -63,6 +63,7 @@ class Writer:
         identity: the worker.
         config: how long it waits for an answer, and goes on trying where the database is in the way.
         on_done: told of runs that may have waited for what has been committed.
+        on_due: told when a task that was put down is due again already.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Writer:
         identity: Identity,
         config: WorkerConfig,
         on_done: Callable[[Iterable[UUID]], None],
+        on_due: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._names = names
         self._identity = identity
         self._config = config
         self._on_done = on_done
+        self._on_due = on_due
         self._queue: deque[_Pending] = deque()
         self._postponed: set[_Pending] = set()
         self._is_hurried = False
@@ -160,6 +163,8 @@ class Writer:
             else:
                 _resolve(pending, written)
         self._on_done(filter(None, (pending.write.waits_for for pending in batch)))
+        if written.has_due:
+            self._on_due()
 
     def _postpone(self, pending: _Pending) -> None:
         """Write it a little later: somebody has locked its task, and the others must not wait for that.

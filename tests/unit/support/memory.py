@@ -273,6 +273,7 @@ class MemoryRun:
         return await asyncio.create_task(ChildTurn(task, self.handler, history, self.recorder).run())
 
     async def _wait_for_children(self, still_open: int) -> None:
+        assert still_open >= 0, "it would wait for ever"
         for name in self.children:
             if len(self.children) > still_open:
                 outcome = await self.run_child(name)
