@@ -246,7 +246,7 @@ class ExecutionTimeout(ZartError):
 
 
 class NonDeterminismError(ZartError):
-    """The code no longer fits the steps that were recorded for this run.
+    """The code no longer fits the steps that were recorded for this run, or could not be fitted to them.
 
     The run fails, and its checkpoints stay: with the old code back in place it can be resumed.
 
@@ -256,10 +256,13 @@ class NonDeterminismError(ZartError):
         called: the step that the code called there, None if it ended without calling one.
     """
 
-    def __init__(self, position: int, *, recorded: str | None, called: str | None) -> None:
+    def __init__(self, position: int, *, recorded: str | None, called: str | None, problem: str | None = None) -> None:
         self.position = position
         self.recorded = recorded
         self.called = called
+        if problem is not None:
+            super().__init__(problem)
+            return
         was = f"step {recorded!r} is recorded" if recorded is not None else "no step is recorded"
         now = f"the code called {called!r}" if called is not None else "the code ended without calling it"
         super().__init__(

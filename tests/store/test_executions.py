@@ -301,17 +301,27 @@ async def test_many_cancel_and_finish_races(database: Database) -> None:
         assert (await info(database, execution_id)).status == ("cancelled" if cancelled else "completed")
 
 
-async def test_resume(database: Database) -> None:
-    """A failed run goes on in a new one, with the steps that succeeded and without those that failed."""
+@pytest.mark.parametrize(
+    ("handled", "kept"),
+    [
+        (None, ["a", "b", "c", "on_failure"]),
+        (frozenset[str](), ["a"]),
+        (frozenset({"b"}), ["a", "b"]),
+        (frozenset({"c", "on_failure"}), ["a", "c", "on_failure"]),
+    ],
+)
+async def test_resume(database: Database, handled: frozenset[str] | None, kept: list[str]) -> None:
+    """A failed run goes on in a new one, with the steps that succeeded, and the failed ones that it had gone behind."""
     worker = await register(database)
     claimed = await claim_one(database, worker)
     steps = [
         RecordedStep(name="a", kind=StepKind.STEP, position=0, result="1"),
         RecordedStep(name="b", kind=StepKind.STEP, position=1, error=ERROR),
-        RecordedStep(name="on_failure", kind=StepKind.FAILURE, position=2, result="{}"),
+        RecordedStep(name="c", kind=StepKind.STEP, position=2, error=ERROR),
+        RecordedStep(name="on_failure", kind=StepKind.FAILURE, position=3, error=ERROR),
     ]
     await database.run(tasks.record_steps, worker, [StepToRecord(claimed, one) for one in steps])
-    await finish(database, worker, claimed, ERROR)
+    await database.run(tasks.finish, worker, [tasks.RunToFinish(claimed, None, ERROR, handled)])
     run_id = uuid4()
     assert await database.run(executions.resume, "order-1", run_id)
     resumed = await info(database)
@@ -320,7 +330,7 @@ async def test_resume(database: Database) -> None:
     (again,) = await claim(database, worker)
     assert (again.run_id, again.attempt) == (run_id, 2)
     history = (await database.run(tasks.journal, [run_id]))[run_id]
-    assert [one.name for one in history.steps] == ["a"]
+    assert sorted(one.name for one in history.steps) == kept
     assert await finish(database, worker, again)
     runs = await rows(database, lambda tables: tables.execution_runs)
     assert [(one["run_index"], one["outcome"]) for one in sorted(runs, key=lambda one: one["run_index"])] == [

@@ -56,6 +56,8 @@ class ExecutionRunColumns:
         outcome: how it ended: `completed`, `failed` or `cancelled`; None while it has not.
         result: its output, if it completed.
         error: what it failed with, if it failed.
+        handled: the names of failed steps behind which its body went on, if it failed: a run that resumes it keeps
+            them. None if that is not known: it keeps all.
         created_at: when it was started.
         started_at: when a worker first took it up; known here when it has ended.
         completed_at: when it ended.
@@ -72,6 +74,7 @@ class ExecutionRunColumns:
     outcome: Mapped[str | None] = mapped_column(Text)
     result: Mapped[Any | None] = mapped_column(JSON)
     error: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    handled: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = _moment(default_now=True)
     started_at: Mapped[datetime | None] = _moment()
     completed_at: Mapped[datetime | None] = _moment()

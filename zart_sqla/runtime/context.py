@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,43 @@ if TYPE_CHECKING:
     from zart_sqla.runtime.bridges import Bridge
     from zart_sqla.runtime.ports import StepTransaction
     from zart_sqla.runtime.turn import Turn
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """What makes durable calls one after another: the function that the turn calls, or a task of its own.
+
+    Attributes:
+        task: the asyncio task.
+        path: the numbers by which it is told from the others, such as `2` or `2.1`; empty for the function itself.
+        branches: how many tasks have branched off from it.
+    """
+
+    task: asyncio.Task[Any] | None
+    path: str = ""
+    branches: int = 0
+
+    def branch(self, task: asyncio.Task[Any] | None) -> Branch:
+        """Return a new one, for a task that was made by this one.
+
+        Tasks begin in the order in which they were made, so at each replay their first calls have the same order.
+        """
+        self.branches += 1
+        return Branch(task, f"{self.path}.{self.branches}" if self.path else str(self.branches))
+
+    def here(self) -> Branch:
+        """Return the branch of the asyncio task that is running here: this one, or a new one."""
+        task = asyncio.current_task()
+        if task is self.task:
+            return self
+        found = self.branch(task)
+        current_branch.set(found)
+        return found
+
+
+def is_part(path: str, *, of: str) -> bool:
+    """Tell whether a branch is this one, or one that it has made, by their paths."""
+    return not of or path == of or path.startswith(f"{of}.")
 
 
 @dataclass(slots=True)
@@ -44,6 +82,8 @@ class ActiveStep:
 current_turn: Final[ContextVar[Turn | None]] = ContextVar("zart_sqla_turn", default=None)
 current_body: Final[ContextVar[int]] = ContextVar("zart_sqla_body", default=0)
 """Which of the functions that its turn calls, the body or its `on_failure`, this is."""
+current_branch: Final[ContextVar[Branch | None]] = ContextVar("zart_sqla_branch", default=None)
+"""The branch to which the code here belongs, or from which its asyncio task was made."""
 active_step: Final[ContextVar[ActiveStep | None]] = ContextVar("zart_sqla_step", default=None)
 
 

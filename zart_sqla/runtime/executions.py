@@ -96,7 +96,7 @@ class ChildExecution(Generic[R_co]):
             NotInWorkflowError: it is called outside the body of the workflow.
         """
         turn = require_body("result()")
-        place = turn.enter(f"{self._name}.result", StepKind.RESULT)
+        place = turn.enter(f"{self._name}.result", StepKind.RESULT, is_own=True)
         with turn.calls.under_way():
             recorded = place.recorded or await self._met(turn, place)
         if recorded.error is not None:

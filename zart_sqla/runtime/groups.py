@@ -52,7 +52,7 @@ async def gather(*calls: StepCall[Any]) -> tuple[Any, ...]:
 
 
 async def _gather(turn: Turn, calls: Sequence[StepCall[Any]]) -> tuple[Any, ...]:
-    places = [turn.enter(call.name, call.step.kind) for call in calls]
+    places = [turn.enter(call.name, call.step.kind, is_own=call.has_own_name) for call in calls]
     tasks = [asyncio.ensure_future(turn.run_at(place, call)) for place, call in zip(places, calls, strict=True)]
     try:
         if tasks:

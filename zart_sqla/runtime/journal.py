@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from zart_sqla.codec import checked_name
 from zart_sqla.errors import NonDeterminismError
 from zart_sqla.records import RecordedStep, StepKind
+from zart_sqla.runtime.context import is_part
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from zart_sqla.records import ErrorRecord, RunHistory
 
 
@@ -50,6 +53,7 @@ class Journal:
         scheduled = {name for name, position in history.children.items() if position is not None}
         self._unmet = scheduled | set(self._recorded)
         self._last_number: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
         self._next_position = 0
 
     @property
@@ -65,38 +69,63 @@ class Journal:
     def _marker(self, kind: StepKind) -> RecordedStep | None:
         return next((step for step in self._recorded.values() if step.kind is kind), None)
 
-    def enter(self, name: str, kind: StepKind, *, is_ordered: bool = True) -> Place:
+    def enter(self, name: str, kind: StepKind, *, branch: str = "", is_own: bool = False) -> Place:
         """Return the place of the next call.
 
         Args:
             name: what the call is named; a name that was met before gets a number.
             kind: what is called.
-            is_ordered: whether the order of such calls is the same at each replay.
+            branch: the path of the task of the body's own that calls; empty for the body. The order between branches
+                is not the same at each replay.
+            is_own: whether the name was given to this call alone. If not, that of the branch is added.
 
         Raises:
             InvalidNameError: the name cannot be stored.
-            NonDeterminismError: another call is recorded at this place.
+            NonDeterminismError: another call is recorded at this place, or another branch has used the name.
         """
-        unique = self._numbered(checked_name("step name", name))
-        position = self._advance() if is_ordered else None
+        checked_name("step name", name)
+        if is_own:
+            self._own(name, branch)
+        unique = self._numbered(f"{name}@{branch}" if branch and not is_own else name)
+        position = None if branch else self._advance()
         recorded = self._recorded.get(unique)
         self._check(unique, kind, position)
         self._unmet.discard(unique)
         return Place(unique, kind, position, recorded, self._failed_attempts.get(unique, 0))
 
-    def mark(self, name: str, kind: StepKind, error: ErrorRecord | None = None) -> RecordedStep:
-        """Return the record that something else takes over here, for `skip_to` in this turn and later ones."""
-        place = self.enter(name, kind)
-        numbers = json.dumps(self._last_number)
-        return RecordedStep(name=place.name, kind=kind, position=place.position, result=numbers, error=error)
+    def mark(
+        self, name: str, kind: StepKind, error: ErrorRecord | None = None, handled: Iterable[str] = ()
+    ) -> RecordedStep:
+        """Return the record that something else takes over here, for `skip_to` in this turn and later ones.
 
-    def skip_to(self, marker: RecordedStep) -> None:
-        """Go on behind the place that is marked, without calling what came before."""
+        Args:
+            name: what it is named.
+            kind: what takes over.
+            error: why.
+            handled: the failed steps behind which the body had gone on.
+        """
+        place = self.enter(name, kind)
+        known = json.dumps({"numbers": self._last_number, "handled": sorted(handled)})
+        return RecordedStep(name=place.name, kind=kind, position=place.position, result=known, error=error)
+
+    def skip_to(self, marker: RecordedStep) -> set[str]:
+        """Go on behind the place that is marked, without calling what came before.
+
+        Returns:
+            The failed steps behind which the body had gone on.
+        """
         position = marker.position or 0
         before = [name for name in self._known if self._position_of(name) <= position]
         self._unmet.difference_update(before)
-        self._last_number = json.loads(marker.result or "{}")
+        known = json.loads(marker.result or "{}")
+        self._last_number = known["numbers"]
         self._next_position = position + 1
+        return set(known["handled"])
+
+    @property
+    def failures(self) -> set[str]:
+        """The names of the failed steps that are recorded."""
+        return {step.name for step in self._recorded.values() if step.error is not None}
 
     def skip_to_end(self) -> None:
         """Go on behind all that is known, without calling it."""
@@ -127,6 +156,18 @@ class Journal:
         if unique != name:
             self._last_number[unique] = 1
         return unique
+
+    def _own(self, name: str, branch: str) -> None:
+        """Check that no other branch uses the name: which of the two had it first would not be the same on replay."""
+        before, self._owners[name] = self._owners.get(name, branch), branch
+        if not (is_part(before, of=branch) or is_part(branch, of=before)):
+            raise NonDeterminismError(
+                self._next_position,
+                recorded=None,
+                called=name,
+                problem=f"{name!r} is called by two tasks of the body, whose order is not fixed: "
+                "give the calls names of their own",
+            )
 
     def _advance(self) -> int:
         position = self._next_position

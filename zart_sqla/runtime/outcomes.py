@@ -28,9 +28,11 @@ class Failed:
 
     Attributes:
         error: what it failed with.
+        handled: the names of its failed steps behind which the body went on; None if that is not known.
     """
 
     error: ErrorRecord
+    handled: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _scheduled(turn: Turn | None, call: StepCall[T]) -> Scheduled[T]:
     if turn is None:
         return Scheduled(call, None)
     text = arguments.pack(call, turn.handler.module)
-    place = turn.enter(call.name, StepKind.CHILD)
+    place = turn.enter(call.name, StepKind.CHILD, is_own=call.has_own_name)
     if place.recorded is None and place.name not in turn.children.open:
         turn.children.add(Child(name=place.name, position=place.position, call=text))
     return Scheduled(call, place)

@@ -66,7 +66,7 @@ class Step(Generic[P, T]):
         self.is_async: bool = inspect.iscoroutinefunction(function)
         self.signature: inspect.Signature = inspect.signature(function)
         self._template = name if name is not None else function.__name__
-        self._is_templated = _fields_of(self._template, self.signature, function.__name__)
+        self.is_templated: bool = _fields_of(self._template, self.signature, function.__name__)
         self.bound: tuple[Any, ...] = bound
         self._codec: Codec[T] | None = None
         self.__doc__ = function.__doc__
@@ -96,7 +96,7 @@ class Step(Generic[P, T]):
         Raises:
             TypeError: the function does not take such arguments.
         """
-        if not self._is_templated:
+        if not self.is_templated:
             return self._template
         arguments = self.signature.bind(*args, **kwargs)
         arguments.apply_defaults()
@@ -170,9 +170,10 @@ class StepCall(Generic[T_co]):
         args: its positional arguments.
         kwargs: its keyword arguments.
         name: the name it will have in the run, before a number is added.
+        has_own_name: whether the name is its own, given or filled from its arguments, and not that of all such calls.
     """
 
-    __slots__ = ("args", "kwargs", "name", "step")
+    __slots__ = ("args", "has_own_name", "kwargs", "name", "step")
 
     def __init__(
         self, step: Step[..., T_co], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
@@ -181,6 +182,7 @@ class StepCall(Generic[T_co]):
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
         self.name: str = step.name_for(args, kwargs) if name is None else name
+        self.has_own_name: bool = step.is_templated or name is not None
 
     def named(self, name: str) -> StepCall[T_co]:
         """Return the same call under this name."""

@@ -24,7 +24,7 @@ from zart_sqla.runtime._signals import TurnSignal, ends_turn
 from zart_sqla.runtime.attempts import Attempts
 from zart_sqla.runtime.calls import Calls
 from zart_sqla.runtime.children import Children
-from zart_sqla.runtime.context import current_body, current_turn
+from zart_sqla.runtime.context import Branch, current_body, current_branch, current_turn, is_part
 from zart_sqla.runtime.failures import failure_from
 from zart_sqla.runtime.journal import Journal
 from zart_sqla.runtime.outcomes import Cancelled, Completed, Continued, Failed, LeaseLost, Suspended
@@ -96,6 +96,8 @@ class Turn:
         self._fault: BaseException | None = None
         self._signals: list[TurnSignal] = []
         self._step_errors: list[tuple[BaseException, ErrorRecord]] = []
+        self._told: dict[str, str] = {}  # failed steps, and the branch that was told and has called nothing since
+        self._handled: set[str] = set()
         self._asyncio_task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._body = 0
@@ -185,11 +187,12 @@ class Turn:
             data = self.data
             failure = self.journal.failure
             if failure is not None and failure.error is not None:
-                self.journal.skip_to(failure)
-                return await self._run_on_failure(failure.error)
+                return await self._run_on_failure(failure, failure.error)
             return await self._run_body(data)
         except _FAULTS as error:
-            return self._failed(error)
+            self._log_fault(error)
+            self._fault = error
+            return Failed(faults.record_of(error))
 
     async def _run_body(self, data: Any) -> Outcome:
         try:
@@ -229,6 +232,7 @@ class Turn:
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self.is_async = inspect.iscoroutinefunction(function)
         current_body.set(self._body)
+        current_branch.set(Branch(self._asyncio_task))
         try:
             if self.is_async:
                 return await function(*arguments)
@@ -260,7 +264,7 @@ class Turn:
         self._log_fault(error)
         if self.handler.on_failure is None or self._interrupted() is not None:
             self._fault = error
-            return Failed(record)
+            return Failed(record, self._handled_by(record))
         return await self._take_up_failure(record)
 
     def _suspended_for_retry(self, error: ErrorRecord, attempt: int) -> Suspended:
@@ -273,14 +277,22 @@ class Turn:
         """Record that the body failed, so that no later turn runs it again, and go on with `on_failure`."""
         if error.category == "execution_timeout":  # the body may not have got as far as it had before
             self.journal.skip_to_end()
-        marker = self.journal.mark("on_failure", StepKind.FAILURE, error)
+        handled = self._handled_by(error)
+        marker = self.journal.mark(
+            "on_failure", StepKind.FAILURE, error, self.journal.failures if handled is None else handled
+        )
         with contextlib.suppress(InvalidDataError):  # one that is not there has not to be given up
             await self.children.written()
         await self.record(marker, gives_up=sorted(self.children.open))
-        self.journal.skip_to(marker)
-        return await self._run_on_failure(error)
+        return await self._run_on_failure(marker, error)
 
-    async def _run_on_failure(self, error: ErrorRecord) -> Outcome:
+    def _handled_by(self, error: ErrorRecord) -> frozenset[str] | None:
+        """Return the failed steps behind which the body had gone on; None if it was not there to the end."""
+        return None if error.category == "execution_timeout" else frozenset(self._handled)
+
+    async def _run_on_failure(self, marker: RecordedStep, error: ErrorRecord) -> Outcome:
+        self._handled |= self.journal.skip_to(marker)
+        self._told[marker.name] = ""
         on_failure = self.handler.on_failure
         if on_failure is None:  # the code has changed since
             return Failed(error)
@@ -291,13 +303,10 @@ class Turn:
             self.journal.check_end()
         except BaseException as raised:  # noqa: BLE001 - raised again unless it is the function's own
             self._check_own(raised)
-            return self._failed(raised)
+            self._log_fault(raised)
+            self._fault = raised
+            return Failed(faults.record_of(raised), frozenset(self._handled))
         return Completed(result)
-
-    def _failed(self, error: BaseException) -> Failed:
-        self._log_fault(error)
-        self._fault = error
-        return Failed(faults.record_of(error))
 
     def _log_fault(self, error: BaseException) -> None:
         if self._stopped is None and not self._signals:
@@ -317,30 +326,40 @@ class Turn:
 
     # What the body's calls come to ------------------------------------------------------------------------------
 
-    def enter(self, name: str, kind: StepKind) -> Place:
+    def enter(self, name: str, kind: StepKind, *, is_own: bool = False) -> Place:
         """Return the place of the next durable call.
+
+        Args:
+            name: what it is named.
+            kind: what it is.
+            is_own: whether the name was given to this call, and not to all calls of the function.
 
         Raises:
             TurnSignal: the turn is ending; nothing more may be called.
             InvalidNameError: the name cannot be stored.
             NonDeterminismError: another call is recorded at this place.
         """
-        is_ordered = self.arrive()
+        branch = self.arrive()
+        for failed in [failed for failed, told in self._told.items() if is_part(told, of=branch.path)]:
+            del self._told[failed]
+            self._handled.add(failed)
         try:
-            return self.journal.enter(name, kind, is_ordered=is_ordered)
+            return self.journal.enter(name, kind, branch=branch.path, is_own=is_own)
         except NonDeterminismError as error:
             raise self.diverge(error) from None
 
-    def arrive(self) -> bool:
-        """Return whether the order of what calls here, the body and not a task of its own, is the same at each replay.
+    def arrive(self) -> Branch:
+        """Return what calls here, the body or a task of its own.
 
         Raises:
             BaseException: as `check_open` does.
         """
         self.check_open()
-        is_ordered = not self.is_async or asyncio.current_task() is self._asyncio_task
-        self.calls.has_tasks |= not is_ordered
-        return is_ordered
+        branch = current_branch.get() or Branch(None)
+        if self.is_async:
+            branch = branch.here()
+        self.calls.has_tasks |= bool(branch.path)
+        return branch
 
     def diverge(self, error: NonDeterminismError) -> NonDeterminismError:
         """Remember that the code has changed: the run stops here, even if the body catches the error."""
@@ -424,7 +443,7 @@ class Turn:
 
     async def run_step(self, call: StepCall[T]) -> T:
         """Return a step's value: the recorded one, or that of running it now."""
-        return await self.run_at(self.enter(call.name, call.step.kind), call)
+        return await self.run_at(self.enter(call.name, call.step.kind, is_own=call.has_own_name), call)
 
     async def run_at(self, place: Place, call: StepCall[T]) -> T:
         """Return the value of the step at a place that was entered before."""
@@ -446,6 +465,9 @@ class Turn:
     def from_step(self, error: BaseException, record: ErrorRecord) -> BaseException:
         """Return the error, known from now on as one that came from a step, which recorded it so."""
         self._step_errors.append((error, record))
+        branch = current_branch.get()
+        if record.step is not None and branch is not None:
+            self._told[record.step] = branch.path
         return error
 
     def record_of(self, error: BaseException) -> ErrorRecord | None:

@@ -39,7 +39,7 @@ async def sleep(name: str, duration: Duration) -> None:
     """
     turn = require_body("sleep(...)")
     pause = to_timedelta(duration)
-    place = turn.enter(name, StepKind.SLEEP)
+    place = turn.enter(name, StepKind.SLEEP, is_own=True)
     with turn.calls.under_way():
         await _slept(turn, place, pause)
 

@@ -341,7 +341,8 @@ def has_started(names: TableNames) -> Select[Any]:
 def resume(names: TableNames) -> Executable:
     """Make a new run of an execution whose current run failed, with the checkpoints that need not be done again.
 
-    Those are the ones that succeeded, and the children that were given up. The executions that the old run has started
+    Those are the ones that succeeded, the children that were given up, and the failures behind which the body went on:
+    it would not call the same steps again if they came out otherwise. The executions that the old run has started
     are for `adopt`, in a later statement. This locks the rows of the execution and of the one which has started it: if
     both are resumed at once, the later one sees what the earlier one has done.
 
@@ -359,6 +360,7 @@ def resume(names: TableNames) -> Executable:
             old.c.run_id,
             old.c.run_index,
             old.c.payload,
+            old.c.handled,
         )
         .join(old, old.c.run_id == t.executions.c.run_id)
         .where(t.executions.c.execution_id == bindparam("id", type_=Text), old.c.outcome == "failed")
@@ -384,11 +386,13 @@ def resume(names: TableNames) -> Executable:
     )
     copied = ("name", "kind", "position", "attempts", "result", "error", "started_at", "completed_at", "wake_at")
     is_given_up = t.steps.c.error["category"].as_string() == GIVEN_UP
+    handled = select(func.json_array_elements_text(failed.c.handled)).correlate(None)
+    is_handled = t.steps.c.name.in_(handled)
     steps = insert(t.steps).from_select(
         ["run_id", *copied],
         select(new_id, *(t.steps.c[name] for name in copied))
         .join(failed, failed.c.run_id == t.steps.c.run_id)
-        .where(or_(t.steps.c.error.is_(None), is_given_up), t.steps.c.kind != "failure"),
+        .where(or_(t.steps.c.error.is_(None), is_given_up, failed.c.handled.is_(None), is_handled)),
     )
     has_events = exists().where(t.events.c.execution_id == failed.c.execution_id, t.events.c.taken_at.is_(None))
     # The task starts with a token of 1, as if it had been claimed: the next turn then reads the journal.

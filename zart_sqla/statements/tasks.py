@@ -211,8 +211,8 @@ def finish(names: TableNames) -> Executable:
     locked.
     """
     t = tables_of(names)
-    turn = rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT)
-    held = mine(names, turn, turn.c.outcome, turn.c.result, turn.c.error)
+    turn = rows_of("given", task_id=UUID, attempt=INTEGER, outcome=TEXT, result=TEXT, error=TEXT, handled=TEXT)
+    held = mine(names, turn, turn.c.outcome, turn.c.result, turn.c.error, turn.c.handled)
     gone = delete(t.tasks).where(t.tasks.c.task_id == held.c.task_id).cte("gone")
     children = delete_steps(names, held.c.run_id).cte("children")
     ended = (
@@ -221,6 +221,7 @@ def finish(names: TableNames) -> Executable:
             outcome=held.c.outcome,
             result=cast(held.c.result, JSON),
             error=cast(held.c.error, JSON),
+            handled=cast(held.c.handled, JSON),
             started_at=held.c.started_at,
             completed_at=func.now(),
         )

@@ -166,11 +166,13 @@ class RunToFinish:
         task: the task.
         result: the run's output as JSON text, None if it failed.
         error: what it failed with, None if it completed.
+        handled: the names of failed steps that a run which resumes it keeps; None for all.
     """
 
     task: ClaimedTask
     result: str | None
     error: ErrorRecord | None
+    handled: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +323,7 @@ def put_down(
     return {task_id: bool(is_due) for task_id, is_due in put}
 
 
-_FINISH = ("task_id", "attempt", "outcome", "result", "error")
+_FINISH = ("task_id", "attempt", "outcome", "result", "error", "handled")
 
 
 def finish(connection: Connection, names: TableNames, worker_id: UUID, ended: Sequence[RunToFinish]) -> set[UUID]:
@@ -337,6 +339,7 @@ def finish(connection: Connection, names: TableNames, worker_id: UUID, ended: Se
             "completed" if item.error is None else "failed",
             item.result,
             error_to_json(item.error),
+            None if item.handled is None else json.dumps(sorted(item.handled)),
         )
         for item in ended
     )

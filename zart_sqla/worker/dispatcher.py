@@ -219,8 +219,8 @@ def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
     match outcome:
         case Completed(result):
             return Write(task=task, finish=RunToFinish(task, result, None))
-        case Failed(error):
-            return Write(task=task, finish=RunToFinish(task, None, error))
+        case Failed(error, handled):
+            return Write(task=task, finish=RunToFinish(task, None, error, handled))
         case Continued(payload):
             return Write(task=task, renew=RunToRenew(task, new_id(), payload))
         case CleanedUp():

@@ -166,23 +166,51 @@ def test_appended() -> None:
 def test_unordered() -> None:
     """Calls whose order is not fixed are found by their names alone, and take no place."""
     first = fresh()
-    places = [first.enter(name, StepKind.STEP, is_ordered=False) for name in ("a", "b")]
+    places = [first.enter(name, StepKind.STEP, branch="1", is_own=True) for name in ("a", "b")]
     last = first.enter("c", StepKind.STEP)
     assert ([place.position for place in places], last.position) == ([None, None], 0)
     journal = fresh(RunHistory(steps=[checkpoint(place) for place in (*places, last)]))
     for name in ("b", "a"):
-        assert journal.enter(name, StepKind.STEP, is_ordered=False).recorded is not None
+        assert journal.enter(name, StepKind.STEP, branch="2", is_own=True).recorded is not None
     assert journal.enter("c", StepKind.STEP).recorded is not None
     journal.check_end()
 
 
+def test_branches() -> None:
+    """What is named as all calls of its kind are is told apart by the branches that call, whichever comes first."""
+    first = fresh()
+    places = [first.enter("a", StepKind.STEP, branch=branch) for branch in ("2", "1", "2", "1.1")]
+    assert [place.name for place in places] == ["a@2", "a@1", "a@2#2", "a@1.1"]
+    journal = fresh(RunHistory(steps=[checkpoint(place) for place in places]))
+    again = [journal.enter("a", StepKind.STEP, branch=branch) for branch in ("1.1", "1", "2", "2")]
+    assert [place.name for place in again] == ["a@1.1", "a@1", "a@2", "a@2#2"]
+    journal.check_end()
+
+
+@pytest.mark.parametrize("branches", [("1", "2"), ("1.1", "1.2"), ("1", "12"), ("2.1", "1")])
+def test_a_name_of_its_own_in_two_branches(branches: tuple[str, str]) -> None:
+    """It is refused: a replay could take one for the other."""
+    journal = fresh()
+    journal.enter("a", StepKind.STEP, branch=branches[0], is_own=True)
+    with pytest.raises(NonDeterminismError, match=r"'a' is called by two tasks of the body.* names of their own"):
+        journal.enter("a", StepKind.STEP, branch=branches[1], is_own=True)
+
+
+@pytest.mark.parametrize("branches", [("", "1"), ("1", ""), ("1", "1"), ("1", "1.2"), ("1.2", "1")])
+def test_a_name_of_its_own_again(branches: tuple[str, str]) -> None:
+    """One branch can use it again, and so can those that it has made, or that have made it."""
+    journal = fresh()
+    names = [journal.enter("a", StepKind.STEP, branch=branch, is_own=True).name for branch in branches]
+    assert names == ["a", "a#2"]
+
+
 def test_ordered_and_unordered_are_not_mixed_up() -> None:
     """A step that was called in order is refused out of it, and the other way round."""
-    unordered = checkpoint(fresh().enter("a", StepKind.STEP, is_ordered=False))
+    unordered = checkpoint(fresh().enter("a", StepKind.STEP, branch="1", is_own=True))
     with pytest.raises(NonDeterminismError):
         fresh(RunHistory(steps=[unordered])).enter("a", StepKind.STEP)
     with pytest.raises(NonDeterminismError):
-        fresh(history_of("a")).enter("a", StepKind.STEP, is_ordered=False)
+        fresh(history_of("a")).enter("a", StepKind.STEP, branch="1", is_own=True)
 
 
 def test_failed_attempts() -> None:

@@ -86,6 +86,7 @@ def create_execution_runs(op: Operations, names: TableNames) -> None:
         sa.Column("outcome", sa.Text, nullable=True),
         sa.Column("result", sa.JSON, nullable=True),
         sa.Column("error", sa.JSON, nullable=True),
+        sa.Column("handled", sa.JSON, nullable=True),
         sa.Column("created_at", TIMESTAMP, server_default=NOW, nullable=False),
         sa.Column("started_at", TIMESTAMP, nullable=True),
         sa.Column("completed_at", TIMESTAMP, nullable=True),
