@@ -40,6 +40,8 @@ MAX_DATA_BYTES: Final = 32 * 1024 * 1024
 """How long the JSON text of one value can be."""
 
 MAX_NAME_BYTES: Final = 2000
+MAX_INNER_NAME_BYTES: Final = 600
+"""The same of names that are unique only within an execution: its id stands with them in the entries of an index."""
 """How long an id or a name can be in UTF-8: what an index entry of PostgreSQL holds."""
 
 _CONFIG = ConfigDict(
@@ -275,8 +277,13 @@ def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def checked_name(noun: str, name: object) -> str:
+def checked_name(noun: str, name: object, *, longest: int = MAX_NAME_BYTES) -> str:
     """Return the name if it can be stored and found again.
+
+    Args:
+        noun: what is being named.
+        name: the name.
+        longest: how many bytes it may have in UTF-8.
 
     Raises:
         InvalidNameError: it is not text, is empty or too long, or has a NUL character or a lone surrogate.
@@ -291,6 +298,6 @@ def checked_name(noun: str, name: object) -> str:
         size = len(name.encode())
     except UnicodeEncodeError:
         raise InvalidNameError(noun, name, problem="has a lone surrogate, which UTF-8 cannot express") from None
-    if size > MAX_NAME_BYTES:
-        raise InvalidNameError(noun, name, problem=f"is {size:,} bytes long, at most {MAX_NAME_BYTES:,} can be stored")
+    if size > longest:
+        raise InvalidNameError(noun, name, problem=f"is {size:,} bytes long, at most {longest:,} can be stored")
     return name

@@ -1,5 +1,6 @@
 """Ids and names: whatever text PostgreSQL can hold is an id, and means itself."""
 
+import random
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from zart_sqla import (
     InvalidNameError,
     context,
     durable,
+    emit,
     gather,
     sleep,
     step,
+    wait_for_event,
 )
 
 NAMES = [
@@ -115,3 +118,40 @@ async def test_bad_step_names_fail_the_run(migrated_url: str) -> None:
                 assert (caught.value.error_type, caught.value.step) == ("InvalidNameError", None)
                 assert await handle.steps() == []
     assert ran == []
+
+
+def random_name(size: int) -> str:
+    """Return a name of so many bytes that no compression makes shorter."""
+    return "".join(chr(random.randrange(0x10000, 0x10FFFF)) for _ in range(size // 4))
+
+
+async def test_longest_names_inside_an_execution(migrated_url: str) -> None:
+    """Events, their ids and streams have names up to their own limit, also in an execution with the longest id."""
+    name, event_id, stream = (random_name(600) for _ in range(3))
+
+    @durable
+    async def order() -> Any:
+        await emit(stream, 1)
+        return await wait_for_event(name)
+
+    @durable
+    async def refuse() -> list[str]:
+        refusals = []
+        for call in (emit("x" * 601, 1), wait_for_event("x" * 601)):
+            with pytest.raises(InvalidNameError, match="is 601 bytes long, at most 600 can be stored") as caught:
+                await call
+            refusals.append(caught.value.noun)
+        return refusals
+
+    async with working(migrated_url, order, refuse, workers=2) as scheduler:
+        handle = await scheduler.start(order, execution_id=random_name(2000))
+        assert await handle.offer_event(name, 7, event_id=event_id)
+        assert not await handle.offer_event(name, 8, event_id=event_id)
+        assert await handle.result(timeout=PATIENCE) == 7
+        assert [item async for item in handle.stream(stream)] == [1]
+        for event, its_id in (("x" * 601, "id"), ("paid", "x" * 601)):
+            with pytest.raises(InvalidNameError, match="is 601 bytes long"):
+                await handle.offer_event(event, event_id=its_id)
+        with pytest.raises(InvalidNameError, match=r"stream name .* is 601 bytes long"):
+            handle.stream("x" * 601)
+        assert await (await scheduler.start(refuse)).result(timeout=PATIENCE) == ["stream name", "event name"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from zart_sqla.codec import checked_name, plain_json
+from zart_sqla.codec import MAX_INNER_NAME_BYTES, checked_name, plain_json
 from zart_sqla.errors import (
     ConfigError,
     ExecutionAlreadyExists,
@@ -158,9 +158,9 @@ def prepare_event(execution_id: str, name: str, value: object, event_id: str | N
     payload, _ = plain_json.pack(value, subject=f"the event {name!r}")
     return NewEvent(
         execution_id=execution_id,
-        name=checked_name("event name", name),
+        name=checked_name("event name", name, longest=MAX_INNER_NAME_BYTES),
         payload=payload,
-        event_id=None if event_id is None else checked_name("event id", event_id),
+        event_id=None if event_id is None else checked_name("event id", event_id, longest=MAX_INNER_NAME_BYTES),
     )
 
 

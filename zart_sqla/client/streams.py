@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
-from zart_sqla.codec import checked_name, codec_for
+from zart_sqla.codec import MAX_INNER_NAME_BYTES, checked_name, codec_for
 from zart_sqla.errors import ConfigError, ExecutionNotFound
 from zart_sqla.records import StreamPosition
 from zart_sqla.store import streams
@@ -96,7 +96,7 @@ class _Reading(Generic[T]):
             raise ConfigError("offset", expected="a whole number from 0, such as that of a reader", actual=offset)
         self.offset: int = offset
         self._execution_id = execution_id
-        self._stream = checked_name("stream name", name)
+        self._stream = checked_name("stream name", name, longest=MAX_INNER_NAME_BYTES)
         self._codec = codec_for(kind)
         self._follows = follow
         self._ahead: deque[str] = deque()

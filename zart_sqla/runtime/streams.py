@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zart_sqla.codec import plain_json
+from zart_sqla.codec import MAX_INNER_NAME_BYTES, checked_name, plain_json
 from zart_sqla.errors import NotInWorkflowError
 from zart_sqla.records import RecordedStep, StepKind
 from zart_sqla.runtime.context import require_body
@@ -27,6 +27,7 @@ async def emit(stream: str, value: object, /) -> None:
     turn = require_body("emit(...)")
     if turn.task.is_cleanup:
         raise NotInWorkflowError("emit(...)", "comes too late after a cancellation: those who follow have gone")
+    checked_name("stream name", stream, longest=MAX_INNER_NAME_BYTES)
     place = turn.enter(stream, StepKind.EMIT)
     if place.recorded is not None:
         return

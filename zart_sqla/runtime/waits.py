@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from zart_sqla.codec import codec_for
+from zart_sqla.codec import MAX_INNER_NAME_BYTES, checked_name, codec_for
 from zart_sqla.durations import to_timedelta
 from zart_sqla.records import RecordedStep, StepKind
 from zart_sqla.runtime import faults
@@ -82,6 +82,7 @@ async def wait_for_event(name: str, kind: Any = Any, /, *, timeout: Duration | N
         NotInWorkflowError: it is called outside the body of a workflow.
     """
     turn = require_body("wait_for_event(...)")
+    checked_name("event name", name, longest=MAX_INNER_NAME_BYTES)
     place = turn.enter(name, StepKind.EVENT)
     with turn.calls.under_way():
         wait = place.recorded or _begun(turn, place, timeout)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 from uuid import NAMESPACE_OID, uuid5
 
-from zart_sqla.codec import checked_name
+from zart_sqla.codec import MAX_INNER_NAME_BYTES, checked_name
 from zart_sqla.records import DEFAULT_QUEUE, ClaimedTask, Ending, ExecutionStatus
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import (
@@ -110,12 +110,12 @@ class SimulatedRun:
 
     def offer(self, name: str, payload: str) -> None:
         """Offer it an event, now."""
-        self.storage.events.append((checked_name("event name", name), payload))
+        self.storage.events.append((checked_name("event name", name, longest=MAX_INNER_NAME_BYTES), payload))
         self.task = replace(self.task, signals=self.task.signals + 1)
 
     def offer_at(self, moment: datetime, name: str, payload: str) -> None:
         """Offer it an event, then."""
-        self._later.append((moment, checked_name("event name", name), payload))
+        self._later.append((moment, checked_name("event name", name, longest=MAX_INNER_NAME_BYTES), payload))
         self._offer_due()
 
     def skip_to(self, moment: datetime) -> None:
