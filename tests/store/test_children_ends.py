@@ -334,7 +334,7 @@ async def test_resume(database: Database) -> None:
     await database.run(tasks.record_steps, worker, [checkpoint(found["failed"], None, ERROR)])
     await database.run(children.remove, worker, [found["failed"]])
     await give_up(database, worker, parent, "lost")
-    await finish(database, worker, parent, ERROR)
+    await database.run(tasks.finish, worker, [RunToFinish(parent, None, ERROR, handled=frozenset())])
     run_id = uuid4()
     assert await database.run(executions.resume, "order-1", run_id)
     assert await errors(database, run_id) == {"ok": None, "lost": GIVEN_UP}
