@@ -242,8 +242,8 @@ async def test_resume(migrated_url: str, scene: Scene) -> None:
         first = schedule(break_down("a"))
         won = await values(wait_first_n([first, schedule(stand("loser"))], 1))
         handles = [schedule(break_down(name)) for name in "bcd"]
-        await wait(handles)
         await sleep("night", "8h")
+        await wait(handles)
         return [*won, *[await handle for handle in handles]]
 
     async with working(migrated_url, group, workers=2, **BEATS) as scheduler:
