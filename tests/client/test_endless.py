@@ -1,4 +1,4 @@
-"""Waiting for endless executions: however a change of runs meets the wait, no news is missed."""
+"""Waiting for endless executions, and following them: however a change of runs meets the wait, no news is missed."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, select, text
+from sqlalchemy import create_engine, func, make_url, select, text
 
 from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import CONFIG, count_awaited, registry_of, scheduler_on, worker_on
@@ -18,36 +18,45 @@ from zart_sqla import (
     ExecutionHandle,
     ExecutionStatus,
     PostgresScheduler,
+    StreamReader,
     SyncScheduler,
+    SyncStreamReader,
     Worker,
     WorkerConfig,
     continue_as_new,
     durable,
+    emit,
     step,
     wait_for_event,
 )
-from zart_sqla.client import executions, handles
+from zart_sqla.client import executions, handles, streams
 from zart_sqla.client import sync as sync_client
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.store import executions as stored_executions
+from zart_sqla.store import streams as stored_streams
 
-MODULES = {"ending": executions, "await_end": stored_executions}
+MODULES = {"ending": executions, "await_end": stored_executions, "read": streams, "follow": stored_streams}
 """Where the functions are that a wait calls, each for one statement."""
 
 END_OF_NEWS = "end of news"
+SECOND_LOOK_SECONDS = streams.SECOND_LOOK_SECONDS
 
 
 @pytest.fixture(autouse=True)
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have waits look by themselves so rarely that only a notification can end them."""
     monkeypatch.setattr(handles, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(streams, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(streams, "SECOND_LOOK_SECONDS", 3600.0)
     monkeypatch.setattr(sync_client, "_POLL_SECONDS", 3600.0)
 
 
 @durable
 async def relay(number: int) -> int:
-    """Go on as a new run for each value that comes; end if it is negative."""
+    """Emit the value that comes, if it is not 0, and go on as a new run; or end, if it is negative."""
     value = await wait_for_event("go", int)
+    if value > 0:
+        await emit("progress", value)
     if value >= 0:
         await continue_as_new(number + 1)
     return number
@@ -60,9 +69,11 @@ async def work() -> None:
 
 @durable
 async def hurry(state: tuple[int, int]) -> int:
-    """Count from the first number up to the second, a run for each."""
+    """Count from the first number up to the second, a run for each, and emit those that three does not divide."""
     number, last = state
     await work()
+    if number % 3:
+        await emit("progress", number)
     if number < last:
         await continue_as_new((number + 1, last))
     return number
@@ -95,6 +106,10 @@ class App:
         if client is None:
             return await self.scheduler.handle(execution_id, relay).result(timeout=PATIENCE)
         return await asyncio.to_thread(lambda: client.handle(execution_id, relay).result(timeout=PATIENCE))
+
+    def reader(self, execution_id: str) -> StreamReader[int] | SyncStreamReader[int]:
+        """Return one who follows the execution."""
+        return (self.client or self.scheduler).handle(execution_id).stream("progress", int)
 
     def hold(
         self, monkeypatch: pytest.MonkeyPatch, moment: tuple[str, int], doing: Callable[[], Coroutine[Any, Any, None]]
@@ -165,6 +180,19 @@ class App:
         """Wait until the run in which `relay` waits is marked, so that its end will be notified."""
         await eventually(lambda: count_awaited(self.outside), 1)
 
+    async def until_followed(self) -> None:
+        """Wait until the run in which `relay` waits is marked, so that what it emits will be notified."""
+        tables = tables_of(self.outside.names)
+        runs, tasks = tables.execution_runs, tables.tasks
+        both = runs.join(tasks, tasks.c.run_id == runs.c.run_id)
+        marked = select(func.count()).select_from(both).where(runs.c.followed_until.is_not(None), tasks.c.is_waiting)
+
+        async def look() -> int:
+            async with self.outside.engine.connect() as connection:
+                return await connection.scalar(marked) or 0
+
+        await eventually(look, 1)
+
     async def notify(self, payload: str) -> None:
         """Send something to those who wait."""
         async with self.outside.engine.begin() as connection:
@@ -176,6 +204,20 @@ class App:
             await self.handle.cancel()
         self.scheduler.ends.tell_all()
         await self.notify(END_OF_NEWS)
+
+
+async def read(reader: StreamReader[int] | SyncStreamReader[int], limit: int | None = None) -> list[int]:
+    """Return the next values, until the end or so many."""
+    if isinstance(reader, SyncStreamReader):
+        return await asyncio.to_thread(lambda: list(itertools.islice(reader, limit)))
+    values: list[int] = []
+    while limit is None or len(values) < limit:
+        async with asyncio.timeout(PATIENCE):
+            try:
+                values.append(await anext(reader))
+            except StopAsyncIteration:
+                break
+    return values
 
 
 @asynccontextmanager
@@ -211,6 +253,9 @@ async def app(request: pytest.FixtureRequest, migrated_url: str) -> AsyncIterato
             stack.callback(engine.dispose)
             client = SyncScheduler(engine)
         yield await stack.enter_async_context(app_on(migrated_url, scheduler, outside, client))
+
+
+# The result --------------------------------------------------------------------------------------------------------
 
 
 async def test_result_over_runs(app: App) -> None:
@@ -249,15 +294,79 @@ async def test_renewed_while_it_is_marked(app: App) -> None:
     assert await result == 1
 
 
-async def test_fast_runs(app: App) -> None:
-    """Several who wait keep up with runs that are over in no time."""
+# Streams -----------------------------------------------------------------------------------------------------------
+
+
+async def test_stream_over_runs(app: App) -> None:
+    """Who follows hears that a run that has emitted nothing more has been followed by another, and follows that one."""
+    reader = app.reader(app.handle.execution_id)
+    for value in (1, 2):
+        following = asyncio.create_task(read(reader, 1))
+        for _ in range(2):
+            await app.until_followed()
+            await app.renew()
+        await app.until_followed()
+        assert not following.done()
+        await app.renew(value)
+        assert await following == [value]
+    end = asyncio.create_task(read(reader))
+    await app.until_followed()
+    await app.handle.offer_event("go", -1)
+    assert await end == []
+
+
+@pytest.mark.parametrize(
+    "moment", [("read", 1), ("follow", 1), ("read", 2)], ids=["looked", "marked", "looked once more"]
+)
+async def test_renewed_before_it_is_followed(
+    app: App, moment: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is followed by another after the look, or after it was marked: what that one emits is heard."""
+    app.hold(monkeypatch, moment, app.renew)
+    reader = app.reader(app.handle.execution_id)
+    following = asyncio.create_task(read(reader, 1))
+    await app.until_in_run(1)
+    await app.until_followed()
+    await app.renew(7)
+    assert await following == [7]
+    end = asyncio.create_task(read(reader))
+    await app.until_followed()
+    await app.handle.offer_event("go", -1)
+    assert await end == []
+
+
+async def test_renewed_while_it_begins_to_be_followed(app: App) -> None:
+    """A run that is just being followed by another when it is to be marked: what that one emits is heard."""
+    reader = app.reader(app.handle.execution_id)
+    async with app.locked():
+        await app.handle.offer_event("go", 0)
+        await app.until_blocked(1)
+        following = asyncio.create_task(read(reader, 1))
+        await app.until_blocked(2)
+    await app.until_in_run(1)
+    await app.until_followed()
+    await app.renew(7)
+    assert await following == [7]
+
+
+# All that can happen -----------------------------------------------------------------------------------------------
+
+
+async def test_fast_runs(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several who wait and several who follow keep up with runs that are over in no time."""
+    monkeypatch.setattr(streams, "SECOND_LOOK_SECONDS", SECOND_LOOK_SECONDS)
     for last in (0, 1, 7, 15):
         handle = await app.outside.start(hurry, (0, last))
         results = [asyncio.create_task(app.result(handle.execution_id)) for _ in range(2)]
+        readers = [asyncio.create_task(read(app.reader(handle.execution_id))) for _ in range(2)]
         assert await asyncio.gather(*results) == [last] * 2
+        assert await asyncio.gather(*readers) == [[number for number in range(last + 1) if number % 3]] * 2
 
 
-async def test_worker_that_listened_stops(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", [("await_end", 1), ("follow", 1), ("read", 2)], ids=["result", "marked", "looked"])
+async def test_worker_that_listened_stops(
+    moment: tuple[str, int], migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the worker that listens for the app stops before the wait has begun, the app listens by itself."""
     async with (
         scheduler_on(migrated_url) as outside,
@@ -267,14 +376,18 @@ async def test_worker_that_listened_stops(migrated_url: str, monkeypatch: pytest
         config = WorkerConfig(**CONFIG | {"queues": ["none"]})
         await stack.enter_async_context(Worker(scheduler, registry_of(relay), config))
         async with app_on(migrated_url, scheduler, outside) as app:
-            app.hold(monkeypatch, ("await_end", 1), stack.aclose)
-            waiting = asyncio.create_task(app.result(app.handle.execution_id))
+            app.hold(monkeypatch, moment, stack.aclose)
+            name = app.handle.execution_id
+            waiting: asyncio.Task[Any] = asyncio.create_task(
+                app.result(name) if moment[0] == "await_end" else read(app.reader(name))
+            )
             await eventually(lambda: scheduler.ends._listener is not None and scheduler.ends._waiting)
             await app.handle.offer_event("go", -1)
-            assert await waiting == 0
+            assert await waiting in (0, [])
 
 
-async def test_listening_connection_is_lost(migrated_url: str) -> None:
+@pytest.mark.parametrize("kind", ["result", "stream"])
+async def test_listening_connection_is_lost(kind: str, migrated_url: str) -> None:
     """A change of runs of which nobody could hear, since the connection was away, is seen when it is there again."""
     cut = text(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -285,7 +398,10 @@ async def test_listening_connection_is_lost(migrated_url: str) -> None:
         scheduler_on(migrated_url) as scheduler,
         app_on(migrated_url, scheduler, outside) as app,
     ):
-        waiting = asyncio.create_task(app.result(app.handle.execution_id))
+        name = app.handle.execution_id
+        waiting: asyncio.Task[Any] = asyncio.create_task(
+            app.result(name) if kind == "result" else read(app.reader(name))
+        )
         await app.until_awaited()
         async with outside.engine.connect() as connection:
             await connection.execute(cut)
@@ -293,4 +409,4 @@ async def test_listening_connection_is_lost(migrated_url: str) -> None:
         await app.until_in_run(1)
         await app.until_awaited()
         await app.handle.offer_event("go", -1)
-        assert await waiting == 1
+        assert await waiting in (1, [])

@@ -34,6 +34,7 @@ from zart_sqla import (
     wait,
     wait_for_event,
 )
+from zart_sqla.client import streams
 
 TRANSACTION = ["BEGIN", "COMMIT"]
 JOURNAL = "CAST(zart_steps.result AS TEXT)"
@@ -256,6 +257,18 @@ async def test_waiting_for_a_result(migrated_url: str) -> None:
         with pytest.raises(ExecutionCancelled):
             await waiting
         assert len(said.statements) == 2 + cancel + 1
+
+
+async def test_following(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows a stream looks, marks and looks again, and looks when there is news. In between nothing is said."""
+    monkeypatch.setattr(streams, "SECOND_LOOK_SECONDS", PATIENCE)
+    async with waited_for(migrated_url) as (said, handle, cancel):
+        waiting = asyncio.create_task(anext(handle.stream("progress"), None))
+        await eventually(lambda: said.transactions, TRANSACTION * 3)
+        assert len(said.statements) == 3
+        await handle.cancel()
+        assert await waiting is None
+        assert len(said.statements) == 3 + cancel + 1
 
 
 @asynccontextmanager

@@ -124,8 +124,8 @@ def read(names: TableNames) -> Executable:
 
     It sees both at one moment: if the run has ended, no more items will come than it can see.
     Parameters: `id`, `name`, `offset`, `limit`, and `size`, how many bytes are enough: what comes after those is left
-    for another time. Returns: `(has_ended, seq, value, total)`, with the bytes so far; a row without `seq` if there is
-    no item; no row if there is no such execution.
+    for another time. Returns: `(run_id, has_ended, seq, value, total)`, with the bytes so far; a row without `seq` if
+    there is no item; no row if there is no such execution.
     """
     t = tables_of(names)
     size = func.pg_column_size(t.stream_items.c.value)
@@ -143,6 +143,7 @@ def read(names: TableNames) -> Executable:
     total = func.sum(some.c.size).over(order_by=some.c.seq)
     listed = (
         select(
+            t.executions.c.run_id,
             t.execution_runs.c.outcome.is_not(None).label("has_ended"),
             some.c.seq,
             cast(some.c.value, Text).label("value"),
@@ -156,7 +157,8 @@ def read(names: TableNames) -> Executable:
         .subquery("listed")
     )
     is_wanted = or_(listed.c.seq.is_(None), listed.c.total - listed.c.size < bindparam("size", type_=INTEGER))
-    return select(listed.c.has_ended, listed.c.seq, listed.c.value, listed.c.total).where(is_wanted).order_by("seq")
+    wanted = (listed.c.run_id, listed.c.has_ended, listed.c.seq, listed.c.value, listed.c.total)
+    return select(*wanted).where(is_wanted).order_by("seq")
 
 
 @functools.cache
