@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _FOLLOWED: Final = literal_column("INTERVAL '30 seconds'", INTERVAL)
 _RENEWED: Final = literal_column("INTERVAL '15 seconds'", INTERVAL)
+_SETTLED: Final = literal_column("INTERVAL '100 milliseconds'", INTERVAL)
 
 
 @functools.cache
@@ -166,12 +167,15 @@ def follow(names: TableNames) -> Executable:
     """Ask that what an execution's current run emits from now on be notified, for a while; and its end.
 
     The row is written only if nobody else has asked just before.
-    Parameters: `id`. Returns: `(run_id, was_followed)`, whether somebody had asked already; no row if it has ended.
+    Parameters: `id`. Returns: `(run_id, was_followed)`, whether somebody had asked a moment ago or earlier; no row if
+    it has ended.
     """
     t = tables_of(names)
     run = t.execution_runs
+    # What was being emitted as the mark was made is not notified: neither to whoever made it, nor to others.
+    is_settled = run.c.followed_until <= func.now() + _FOLLOWED - _SETTLED
     current = (
-        select(run.c.run_id, (run.c.followed_until > func.now()).label("was_followed"))
+        select(run.c.run_id, ((run.c.followed_until > func.now()) & is_settled).label("was_followed"))
         .join(t.executions, t.executions.c.run_id == run.c.run_id)
         .where(t.executions.c.execution_id == bindparam("id", type_=Text), run.c.outcome.is_(None))
         .cte("current")

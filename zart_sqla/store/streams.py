@@ -118,7 +118,7 @@ class Followed:
 
     Attributes:
         run_id: the run.
-        was_followed: whether they were before. If not, one that is being written at this moment may not be.
+        was_followed: whether they have been for a moment. If not, one that is being written now may not be.
     """
 
     run_id: UUID
