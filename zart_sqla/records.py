@@ -228,11 +228,13 @@ class Ending:
     """How an execution's current run stands, and what it ended with, as text.
 
     Attributes:
+        run_id: the run.
         status: where it stands.
         result: its output as JSON text, if it completed.
         error: what it failed with, if it failed.
     """
 
+    run_id: UUID
     status: ExecutionStatus
     result: str | None
     error: ErrorRecord | None

@@ -12,7 +12,7 @@ from zart_sqla import ExecutionInfo
 from zart_sqla.models.mapping import Tables, tables_of
 from zart_sqla.records import ClaimedTask, ErrorRecord, NewExecution, RecordedStep, StepKind
 from zart_sqla.store import executions, tasks, workers
-from zart_sqla.store.tasks import RunToFinish, StepToRecord, TaskToPutDown
+from zart_sqla.store.tasks import RunToFinish, RunToRenew, StepToRecord, TaskToPutDown
 
 LEASE = 30.0
 GRACE = 14.0
@@ -63,6 +63,13 @@ async def record(database: Database, worker: UUID, claimed: ClaimedTask, *names:
 def step(name: str, position: int = 0, result: str = "1") -> RecordedStep:
     """Return a checkpoint."""
     return RecordedStep(name=name, kind=StepKind.STEP, position=position, result=result)
+
+
+async def renew(database: Database, worker: UUID, *claimed: ClaimedTask) -> dict[UUID, UUID]:
+    """Let runs be followed by new ones; return the new run of each that was."""
+    wanted = [RunToRenew(one, uuid4(), "2") for one in claimed]
+    done = await database.run(tasks.renew, worker, wanted)
+    return {one.task.run_id: one.run_id for one in wanted if one.task.task_id in done}
 
 
 async def finish(database: Database, worker: UUID, claimed: ClaimedTask, error: ErrorRecord | None = None) -> bool:

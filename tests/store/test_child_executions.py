@@ -10,7 +10,21 @@ import pytest
 from sqlalchemy import func
 
 from tests.store.connections import Database, is_blocked
-from tests.store.crew import ERROR, claim, claim_one, finish, info, kill, make_due, new, put_down, register, rows, start
+from tests.store.crew import (
+    ERROR,
+    claim,
+    claim_one,
+    finish,
+    info,
+    kill,
+    make_due,
+    new,
+    put_down,
+    register,
+    renew,
+    rows,
+    start,
+)
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import Child, ClaimedTask, NewEvent
 from zart_sqla.store import children, diagnosis, events, executions, tasks, workers
@@ -34,13 +48,6 @@ async def family(database: Database, worker: UUID, *names: str) -> tuple[Claimed
     parent = await claim_one(database, worker, "parent")
     await start_child(database, parent, *names)
     return parent, {one.execution_id: one for one in await claim(database, worker)}
-
-
-async def renew(database: Database, worker: UUID, *claimed: ClaimedTask) -> dict[UUID, UUID]:
-    """Let runs be followed by new ones; return the new run of each that was."""
-    wanted = [RunToRenew(one, uuid4(), "2") for one in claimed]
-    done = await database.run(tasks.renew, worker, wanted)
-    return {one.task.run_id: one.run_id for one in wanted if one.task.task_id in done}
 
 
 async def open_executions(database: Database, run_id: UUID) -> list[str]:

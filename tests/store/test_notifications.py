@@ -1,16 +1,17 @@
 """Notifications: who is told of what, when a transaction commits."""
 
+import asyncio
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
-from tests.store.connections import Database
-from tests.store.crew import ERROR, GRACE, claim, claim_one, finish, kill, register, start
+from tests.store.connections import Database, is_blocked
+from tests.store.crew import ERROR, GRACE, claim, claim_one, finish, kill, register, renew, start
 from tests.store.test_streams import age_mark, item
 from zart_sqla import TableNames
-from zart_sqla.store import executions, streams, workers
+from zart_sqla.store import executions, streams, tasks, workers
 
 END = "no more"
 
@@ -94,6 +95,37 @@ async def test_await_end_of_a_resumed_run(database: Database, ear: Ear) -> None:
     (again,) = await claim(database, worker)
     await finish(database, worker, again)
     assert ear.heard() == [("done", str(run_id))]
+
+
+async def test_renewed_run(database: Database, ear: Ear) -> None:
+    """Its end is told if it is awaited. For the next run that has to be asked anew, and so it is for its items."""
+    worker = await register(database)
+    claimed = await claim_one(database, worker)
+    await database.run(executions.await_end, "order-1")
+    await database.run(streams.follow, "order-1")
+    await renew(database, worker, claimed)
+    assert ear.heard() == [("done", str(claimed.run_id))]
+    (second,) = await claim(database, worker)
+    await database.run(streams.emit, worker, [item(second)])
+    await renew(database, worker, second)
+    assert ear.heard() == []
+    (third,) = await claim(database, worker)
+    assert await database.run(executions.await_end, "order-1") == third.run_id
+    await finish(database, worker, third)
+    assert ear.heard() == [("done", str(third.run_id))]
+
+
+async def test_await_end_of_a_run_that_is_renewed(database: Database) -> None:
+    """Whoever asks as the run ends and another begins waits for that commit, and has marked neither."""
+    worker = await register(database)
+    claimed = await claim_one(database, worker)
+    async with database.connected() as link:
+        await link.run(tasks.renew, worker, [tasks.RunToRenew(claimed, uuid4(), "2")])
+        asking = asyncio.create_task(database.run(executions.await_end, "order-1"))
+        assert await is_blocked(asking, database)
+        await link.commit()
+    assert await asking is None
+    assert await database.run(executions.await_end, "order-1") != claimed.run_id
 
 
 async def test_await_end_does_not_hold_up_claims(database: Database) -> None:

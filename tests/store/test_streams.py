@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from tests.store.connections import Database, is_blocked
-from tests.store.crew import ERROR, GRACE, claim, claim_one, finish, info, kill, put_down, register, rows, start
+from tests.store.crew import ERROR, GRACE, claim, claim_one, finish, info, kill, put_down, register, renew, rows, start
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import ClaimedTask, NewEvent, RecordedStep, StepKind, StreamPosition
 from zart_sqla.store import events, executions, streams, tasks, workers
@@ -56,11 +56,16 @@ def at(offset: int = 0, stream: str = "progress", execution_id: str = "order-1")
     return StreamPosition(execution_id=execution_id, stream=stream, offset=offset)
 
 
+def page(claimed: ClaimedTask, *values: str, has_ended: bool = False) -> StreamPage:
+    """Return the last page of what there is to read while this run is the execution's current one."""
+    return StreamPage(claimed.run_id, list(values), is_last=True, has_ended=has_ended)
+
+
 async def read(database: Database, *args: Any, **options: Any) -> StreamPage:
     """Return a page."""
-    page = await database.run(streams.read, at(*args, **options))
-    assert page is not None
-    return page
+    found = await database.run(streams.read, at(*args, **options))
+    assert found is not None
+    return found
 
 
 # Emitting --------------------------------------------------------------------------------------------------------
@@ -184,10 +189,10 @@ async def test_a_run_that_ends_meanwhile(database: Database) -> None:
         assert await link.run(streams.emit, worker, [item(claimed)])
         cancelling = asyncio.create_task(database.run(executions.cancel, "order-1"))
         assert await is_blocked(cancelling, database)
-        assert await read(database) == StreamPage([], is_last=True, has_ended=False)
+        assert await read(database) == page(claimed)
         await link.commit()
     assert await cancelling
-    assert await read(database) == StreamPage(["1"], is_last=True, has_ended=True)
+    assert await read(database) == page(claimed, "1", has_ended=True)
     assert await emit(database, worker, item(claimed, "late")) == []
 
 
@@ -256,16 +261,27 @@ async def test_read(database: Database) -> None:
     """A page has what is there from an offset on, and tells whether the execution has ended."""
     worker = await register(database)
     claimed = await claim_one(database, worker)
-    assert await read(database) == StreamPage([], is_last=True, has_ended=False)
+    assert await read(database) == page(claimed)
     await emit_many(database, worker, claimed, 3)
     await emit(database, worker, item(claimed, "other", 9, stream="other"))
-    assert await read(database) == StreamPage(["0", "1", "2"], is_last=True, has_ended=False)
-    assert await read(database, 2) == StreamPage(["2"], is_last=True, has_ended=False)
-    assert await read(database, 3) == await read(database, 2**63 - 1) == StreamPage([], is_last=True, has_ended=False)
+    assert await read(database) == page(claimed, "0", "1", "2")
+    assert await read(database, 2) == page(claimed, "2")
+    assert await read(database, 3) == await read(database, 2**63 - 1) == page(claimed)
     assert await finish(database, worker, claimed)
-    assert await read(database, 1) == StreamPage(["1", "2"], is_last=True, has_ended=True)
-    assert await read(database, 0, "nothing") == StreamPage([], is_last=True, has_ended=True)
+    assert await read(database, 1) == page(claimed, "1", "2", has_ended=True)
+    assert await read(database, 0, "nothing") == page(claimed, has_ended=True)
     assert await database.run(streams.read, at(execution_id="nobody")) is None
+
+
+async def test_read_over_runs(database: Database) -> None:
+    """A page has what all runs have emitted, and tells which run is the current one: that has not ended."""
+    worker = await register(database)
+    claimed = await claim_one(database, worker)
+    for number in range(3):
+        await emit(database, worker, item(claimed, "progress", number))
+        assert await renew(database, worker, claimed)
+        (claimed,) = await claim(database, worker)
+    assert await read(database, 1) == page(claimed, "1", "2")
 
 
 async def test_pages(database: Database) -> None:
@@ -273,15 +289,15 @@ async def test_pages(database: Database) -> None:
     worker = await register(database)
     claimed = await claim_one(database, worker)
     await emit_many(database, worker, claimed, streams.PAGE_ITEMS + 1)
-    page = await read(database)
-    assert (len(page.values), page.is_last) == (streams.PAGE_ITEMS, False)
-    assert await read(database, streams.PAGE_ITEMS) == StreamPage([page_end()], is_last=True, has_ended=False)
+    full = await read(database)
+    assert (len(full.values), full.is_last) == (streams.PAGE_ITEMS, False)
+    assert await read(database, streams.PAGE_ITEMS) == page(claimed, page_end())
     large = [noise(number) for number in range(3)]
     await emit(database, worker, *(item(claimed, one[:20], one, stream="large") for one in large))
     for offset, one in enumerate(large):
         found = await read(database, offset, "large")
         assert ([json.loads(value) for value in found.values], found.is_last) == ([one], False)
-    assert await read(database, 3, "large") == StreamPage([], is_last=True, has_ended=False)
+    assert await read(database, 3, "large") == page(claimed)
 
 
 def page_end() -> str:
@@ -305,13 +321,13 @@ async def run_row(database: Database) -> dict[str, Any]:
 
 async def age_mark(database: Database, seconds: float) -> None:
     """Let the mark of the one that follows be so much older."""
+    await database.run(_age_mark, seconds)
 
-    def change(connection: Any, names: Any) -> None:
-        runs = tables_of(names).execution_runs
-        older = runs.c.followed_until - timedelta(seconds=seconds)
-        connection.execute(update(runs).values(followed_until=older))
 
-    await database.run(change)
+def _age_mark(connection: Any, names: Any, seconds: float) -> None:
+    runs = tables_of(names).execution_runs
+    older = runs.c.followed_until - timedelta(seconds=seconds)
+    connection.execute(update(runs).values(followed_until=older))
 
 
 async def test_follow(database: Database) -> None:
@@ -321,8 +337,9 @@ async def test_follow(database: Database) -> None:
     found = await database.run(streams.follow, "order-1")
     assert found is not None
     assert (found.run_id, found.was_followed) == (claimed.run_id, False)
+    assert (await run_row(database))["is_awaited"] is True
+    await age_mark(database, 1)
     marked = await run_row(database)
-    assert marked["is_awaited"] is True
     again = await database.run(streams.follow, "order-1")
     assert again is not None
     assert again.was_followed
@@ -339,6 +356,17 @@ async def test_follow(database: Database) -> None:
     assert await database.run(streams.follow, "order-1") is None
     assert await run_row(database) == ended
     assert await database.run(streams.follow, "nobody") is None
+
+
+async def test_follow_at_the_same_moment(database: Database) -> None:
+    """Who finds a mark that was made just before may miss what that one misses, until it is a moment old."""
+    await start(database, "order-1")
+    async with database.connected() as link:  # in a transaction time stands still
+        for seconds, was_followed in ((0.0, False), (0.0, False), (0.05, False), (0.05, True)):
+            await link.run(_age_mark, seconds)
+            found = await link.run(streams.follow, "order-1")
+            assert found is not None
+            assert found.was_followed is was_followed
 
 
 async def test_follow_a_resumed_run(database: Database) -> None:
@@ -366,3 +394,18 @@ async def test_follow_while_the_run_ends(database: Database) -> None:
         await link.commit()
     await following
     assert (await read(database)).has_ended
+
+
+async def test_follow_while_the_run_is_renewed(database: Database) -> None:
+    """Whoever begins to follow as the run ends and another begins waits for that commit, and then sees that one."""
+    worker = await register(database)
+    claimed = await claim_one(database, worker)
+    async with database.connected() as link:
+        await link.run(tasks.renew, worker, [tasks.RunToRenew(claimed, uuid4(), "2")])
+        following = asyncio.create_task(database.run(streams.follow, "order-1"))
+        assert await is_blocked(following, database)
+        await link.commit()
+    found = await following
+    assert found is not None
+    assert found.run_id == claimed.run_id
+    assert (await read(database)).run_id != claimed.run_id

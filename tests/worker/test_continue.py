@@ -23,8 +23,15 @@ from zart_sqla import (
     sync,
     wait_for_event,
 )
+from zart_sqla.client import handles
 
 WAITING = ExecutionStatus.WAITING
+
+
+@pytest.fixture(autouse=True)
+def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have waits look by themselves so rarely that only a notification can end them."""
+    monkeypatch.setattr(handles, "POLL_SECONDS", 3600.0)
 
 
 @step

@@ -1,5 +1,6 @@
 """Costs, counted and not timed: statements, commits, WAL bytes and connections."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import pytest
 from sqlalchemy import select
 
 from tests.support.postgres import QUICK, private_server
@@ -16,6 +18,8 @@ from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import let_time_pass, scheduler_on, until, worker_on, working
 from zart_sqla import (
     Durable,
+    ExecutionCancelled,
+    ExecutionHandle,
     ExecutionStatus,
     PostgresScheduler,
     Retry,
@@ -30,6 +34,7 @@ from zart_sqla import (
     wait,
     wait_for_event,
 )
+from zart_sqla.client import streams
 
 TRANSACTION = ["BEGIN", "COMMIT"]
 JOURNAL = "CAST(zart_steps.result AS TEXT)"
@@ -240,6 +245,45 @@ async def test_emitting(migrated_url: str) -> None:
         rows = "SELECT (SELECT count(*) FROM zart_stream_items), (SELECT count(*) FROM zart_steps WHERE kind = 'emit')"
         assert [tuple(row) for row in await watch.outside.fetch(rows)] == [(111, 111)]
         assert not await watch.outside.fetchval("SELECT bool_or(is_awaited) FROM zart_execution_runs")
+
+
+async def test_waiting_for_a_result(migrated_url: str) -> None:
+    """A wait for a result is a look and a mark, and a look when the run has ended. In between nothing is said."""
+    async with waited_for(migrated_url) as (said, handle, cancel):
+        waiting = asyncio.create_task(handle.result(timeout=PATIENCE))
+        await eventually(lambda: said.transactions, TRANSACTION * 2)
+        assert len(said.statements) == 2
+        await handle.cancel()
+        with pytest.raises(ExecutionCancelled):
+            await waiting
+        assert len(said.statements) == 2 + cancel + 1
+
+
+async def test_following(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows a stream looks, marks and looks again, and looks when there is news. In between nothing is said."""
+    monkeypatch.setattr(streams, "SECOND_LOOK_SECONDS", PATIENCE)
+    async with waited_for(migrated_url) as (said, handle, cancel):
+        waiting = asyncio.create_task(anext(handle.stream("progress"), None))
+        await eventually(lambda: said.transactions, TRANSACTION * 3)
+        assert len(said.statements) == 3
+        await handle.cancel()
+        assert await waiting is None
+        assert len(said.statements) == 3 + cancel + 1
+
+
+@asynccontextmanager
+async def waited_for(url: str) -> AsyncIterator[tuple[Traffic, ExecutionHandle[Any], int]]:
+    """Yield an execution that nobody runs, an eye on what is said, and how many statements its cancellation is."""
+    with traffic() as said:
+        async with scheduler_on(url) as scheduler:
+            one, other = await scheduler.start_many("order", [(None, 1), (None, 2)])
+            await scheduler.wake_ups.flush()
+            await scheduler.ends.listen()
+            said.clear()
+            await one.cancel()
+            cancel = len(said.statements)
+            said.clear()
+            yield said, other, cancel
 
 
 async def test_emits_share_commits(migrated_url: str) -> None:

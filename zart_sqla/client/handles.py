@@ -13,6 +13,8 @@ from zart_sqla.errors import WaitTimedOut
 from zart_sqla.store import executions as stored
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from zart_sqla.client.connections import AnyConnection
     from zart_sqla.client.scheduler import PostgresScheduler
     from zart_sqla.codec import Codec
@@ -181,17 +183,21 @@ class ExecutionHandle(Generic[R]):
             raise WaitTimedOut(self.execution_id, limit) from None
 
     async def _wait(self) -> R:
-        scheduler = self._scheduler
         while True:
-            ended = await scheduler.run(executions.ending, self.execution_id)
+            ended = await self._scheduler.run(executions.ending, self.execution_id)
             if ended.status.is_terminal:
                 return cast("R", executions.result_of(ended, self.execution_id, self._codec))
-            await scheduler.ends.listen()
-            # The run is marked before the next look: it either has ended by then, or its end will be notified.
-            run_id = await scheduler.run(stored.await_end, self.execution_id)
-            if run_id is None:
-                continue
-            with scheduler.ends.waiting_for(str(run_id)) as ended_event, contextlib.suppress(TimeoutError):
-                again = await scheduler.run(executions.ending, self.execution_id)
-                if not again.status.is_terminal:
-                    await asyncio.wait_for(ended_event.wait(), POLL_SECONDS)
+            await self._wait_for_end(ended.run_id)
+
+    async def _wait_for_end(self, run_id: UUID) -> None:
+        """Return when this run has ended, or it is time to look."""
+        scheduler = self._scheduler
+        await scheduler.ends.listen()
+        # Nothing is awaited in between: a worker that listens for us and stops wakes only those who wait by then.
+        with scheduler.ends.waiting_for(str(run_id)) as end:
+            # If it is this run that is marked, it goes on, and its end will be heard. If not, it has ended, perhaps
+            # unheard, and another one may have begun.
+            if await scheduler.run(stored.await_end, self.execution_id) != run_id:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(end.wait(), POLL_SECONDS)

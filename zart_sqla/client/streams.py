@@ -11,14 +11,13 @@ from zart_sqla.codec import MAX_INNER_NAME_BYTES, checked_name, codec_for
 from zart_sqla.errors import ConfigError, ExecutionNotFound
 from zart_sqla.records import StreamPosition
 from zart_sqla.store import streams
-from zart_sqla.store.streams import StreamPage
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from zart_sqla.client.scheduler import PostgresScheduler
     from zart_sqla.client.sync import SyncScheduler
-    from zart_sqla.store.streams import Followed
+    from zart_sqla.store.streams import Followed, StreamPage
     from zart_sqla.table_names import TableNames
 
 T = TypeVar("T")
@@ -29,7 +28,6 @@ POLL_SECONDS: Final = 5.0
 SECOND_LOOK_SECONDS: Final = 0.1
 """After how long it looks again at what was being emitted when it began to follow, and so was not notified."""
 
-NOTHING_YET: Final = StreamPage([], is_last=True, has_ended=False)
 _MAX_OFFSET: Final = 2**63 - 1  # a bigint of PostgreSQL
 
 
@@ -61,9 +59,8 @@ async def next_page(scheduler: PostgresScheduler, position: StreamPosition, *, i
     Raises:
         ExecutionNotFound: there is no such execution.
     """
-    page = NOTHING_YET if is_caught_up else await scheduler.run(read, position)
-    while not page.is_news:
-        await scheduler.ends.listen()
+    page = None if is_caught_up else await scheduler.run(read, position)
+    while page is None or not page.is_news:
         # The run is marked before the next look: what is emitted later will be notified.
         followed = await scheduler.run(streams.follow, position.execution_id)
         if followed is not None:
@@ -75,9 +72,11 @@ async def next_page(scheduler: PostgresScheduler, position: StreamPosition, *, i
 
 async def _heard(scheduler: PostgresScheduler, position: StreamPosition, followed: Followed) -> StreamPage:
     """Return what there is now; if that is nothing, what there is after some news."""
+    await scheduler.ends.listen()
+    # Nothing is awaited in between: a worker that listens for us and stops wakes only those who wait by then.
     with scheduler.ends.waiting_for(str(followed.run_id)) as news:
         page = await scheduler.run(read, position)
-        if page.is_news:
+        if page.is_news or page.run_id != followed.run_id:  # of another run that has begun nobody tells us yet
             return page
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(news.wait(), patience(followed))

@@ -162,16 +162,17 @@ class EngineBackend:
                     wait_for_news(_left(deadline))
 
     def next_page(self, position: StreamPosition, *, is_caught_up: bool) -> StreamPage:
-        page = streams.NOTHING_YET if is_caught_up else self.run(lambda one: streams.read(one, self._names, position))
-        if page.is_news:
-            return page
+        if not is_caught_up:
+            page = self.run(lambda one: streams.read(one, self._names, position))
+            if page.is_news:
+                return page
         with self._connect("AUTOCOMMIT") as connection, self._listening(connection) as wait_for_news:
             while True:
                 followed = stored_streams.follow(connection, self._names, position.execution_id)
                 page = streams.read(connection, self._names, position)
                 if page.is_news:
                     return page
-                if followed is not None:
+                if followed is not None and page.run_id == followed.run_id:  # it goes on, so its end will be notified
                     wait_for_news(streams.patience(followed))
 
     @contextmanager

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _FOLLOWED: Final = literal_column("INTERVAL '30 seconds'", INTERVAL)
 _RENEWED: Final = literal_column("INTERVAL '15 seconds'", INTERVAL)
+_SETTLED: Final = literal_column("INTERVAL '100 milliseconds'", INTERVAL)
 
 
 @functools.cache
@@ -124,8 +125,8 @@ def read(names: TableNames) -> Executable:
 
     It sees both at one moment: if the run has ended, no more items will come than it can see.
     Parameters: `id`, `name`, `offset`, `limit`, and `size`, how many bytes are enough: what comes after those is left
-    for another time. Returns: `(has_ended, seq, value, total)`, with the bytes so far; a row without `seq` if there is
-    no item; no row if there is no such execution.
+    for another time. Returns: `(run_id, has_ended, seq, value, total)`, with the bytes so far; a row without `seq` if
+    there is no item; no row if there is no such execution.
     """
     t = tables_of(names)
     size = func.pg_column_size(t.stream_items.c.value)
@@ -143,6 +144,7 @@ def read(names: TableNames) -> Executable:
     total = func.sum(some.c.size).over(order_by=some.c.seq)
     listed = (
         select(
+            t.executions.c.run_id,
             t.execution_runs.c.outcome.is_not(None).label("has_ended"),
             some.c.seq,
             cast(some.c.value, Text).label("value"),
@@ -156,7 +158,8 @@ def read(names: TableNames) -> Executable:
         .subquery("listed")
     )
     is_wanted = or_(listed.c.seq.is_(None), listed.c.total - listed.c.size < bindparam("size", type_=INTEGER))
-    return select(listed.c.has_ended, listed.c.seq, listed.c.value, listed.c.total).where(is_wanted).order_by("seq")
+    wanted = (listed.c.run_id, listed.c.has_ended, listed.c.seq, listed.c.value, listed.c.total)
+    return select(*wanted).where(is_wanted).order_by("seq")
 
 
 @functools.cache
@@ -164,12 +167,15 @@ def follow(names: TableNames) -> Executable:
     """Ask that what an execution's current run emits from now on be notified, for a while; and its end.
 
     The row is written only if nobody else has asked just before.
-    Parameters: `id`. Returns: `(run_id, was_followed)`, whether somebody had asked already; no row if it has ended.
+    Parameters: `id`. Returns: `(run_id, was_followed)`, whether somebody had asked a moment ago or earlier; no row if
+    it has ended.
     """
     t = tables_of(names)
     run = t.execution_runs
+    # What was being emitted as the mark was made is not notified: neither to whoever made it, nor to others.
+    is_settled = run.c.followed_until <= func.now() + _FOLLOWED - _SETTLED
     current = (
-        select(run.c.run_id, (run.c.followed_until > func.now()).label("was_followed"))
+        select(run.c.run_id, ((run.c.followed_until > func.now()) & is_settled).label("was_followed"))
         .join(t.executions, t.executions.c.run_id == run.c.run_id)
         .where(t.executions.c.execution_id == bindparam("id", type_=Text), run.c.outcome.is_(None))
         .cte("current")

@@ -61,7 +61,7 @@ def ending(connection: Connection, names: TableNames, execution_id: str) -> Endi
     row = connection.execute(executions.describe(names), {"given_execution_id": [execution_id]}).one_or_none()
     if row is None:
         return None
-    return Ending(ExecutionStatus(row.status), row.result, error_from_json(row.error))
+    return Ending(row.run_id, ExecutionStatus(row.status), row.result, error_from_json(row.error))
 
 
 def browse(

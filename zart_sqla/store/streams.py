@@ -79,11 +79,13 @@ class StreamPage:
     """Some items of a stream, one after the other.
 
     Attributes:
+        run_id: the execution's current run.
         values: their values as JSON text.
         is_last: whether there were no more.
         has_ended: whether the execution had ended, so that there will be no more than there were.
     """
 
+    run_id: UUID
     values: Sequence[str]
     is_last: bool
     has_ended: bool
@@ -106,7 +108,8 @@ def read(connection: Connection, names: TableNames, position: StreamPosition) ->
         return None
     items = [row for row in rows if row.seq is not None]
     is_full = bool(items) and (len(items) == PAGE_ITEMS or items[-1].total >= PAGE_BYTES)
-    return StreamPage([row.value for row in items], is_last=not is_full, has_ended=rows[0].has_ended)
+    values = [row.value for row in items]
+    return StreamPage(rows[0].run_id, values, is_last=not is_full, has_ended=rows[0].has_ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class Followed:
 
     Attributes:
         run_id: the run.
-        was_followed: whether they were before. If not, one that is being written at this moment may not be.
+        was_followed: whether they have been for a moment. If not, one that is being written now may not be.
     """
 
     run_id: UUID

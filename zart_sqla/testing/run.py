@@ -228,7 +228,7 @@ class SimulatedRun:
             status = ExecutionStatus.COMPLETED if is_completed else ExecutionStatus.FAILED
             result = run.ending.result if isinstance(run.ending, Completed) else None
             error = run.ending.error if isinstance(run.ending, Failed) else None
-            self.storage.endings[run.task.execution_id] = Ending(status, result, error)
+            self.storage.endings[run.task.execution_id] = Ending(run.task.run_id, status, result, error)
 
     async def _run(self) -> None:
         self.task = replace(self.task, attempt=self.task.attempt + 1, claimed_at=self.clock.now())

@@ -135,7 +135,7 @@ class Storage:
             status = self.endings[new.execution_id].status
             error = taken_id_record(step.name, new.execution_id, status)
             return self.keep(replace(step, result=None, error=error))
-        self.endings[new.execution_id] = Ending(ExecutionStatus.SCHEDULED, None, None)
+        self.endings[new.execution_id] = Ending(new.run_id, ExecutionStatus.SCHEDULED, None, None)
         self.started[new.execution_id] = new
         return self.keep(step)
 

@@ -240,11 +240,12 @@ class MemoryRun:
     def end(self, execution_id: str, result: object = None, error: ErrorRecord | None = None) -> None:
         """Let an execution that the run has started end: completed, or failed."""
         status = ExecutionStatus.COMPLETED if error is None else ExecutionStatus.FAILED
-        self.recorder.executions[execution_id] = Ending(status, json.dumps(result) if error is None else None, error)
+        output = json.dumps(result) if error is None else None
+        self.recorder.executions[execution_id] = Ending(uuid4(), status, output, error)
 
     def end_as(self, execution_id: str, status: ExecutionStatus) -> None:
         """Let an execution that the run has started stand so, without a result or an error."""
-        self.recorder.executions[execution_id] = Ending(status, None, None)
+        self.recorder.executions[execution_id] = Ending(uuid4(), status, None, None)
 
     def offer(self, name: str, value: object = None) -> None:
         """Offer an event."""
