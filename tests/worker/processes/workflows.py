@@ -420,6 +420,17 @@ async def endless(state: list[int]) -> int:
     return number
 
 
+@durable
+async def relay(state: list[int]) -> int:
+    """Emit three values and begin the next run, from the first number up to the last. The result is that one."""
+    number, last = state
+    for part in range(3):
+        await emit("progress", f"{number}-{part}")
+    if number < last:
+        await continue_as_new([number + 1, last])
+    return number
+
+
 async def mend(scripts: list[list[str]], failure: Failure) -> str:
     """Do what the second script says, after the failure. The result is what that was."""
     await script(scripts[1])
@@ -451,6 +462,7 @@ ALL: dict[str, Durable[Any, Any]] = {
     "endless": endless,
     "mended": mended,
     "parent": parent,
+    "relay": relay,
     "script": script,
     "script_thread": script_thread,
     "undone": undone,
