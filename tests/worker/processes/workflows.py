@@ -421,6 +421,25 @@ async def endless(state: list[int]) -> int:
 
 
 @durable
+async def restless(state: list[Any]) -> int:
+    """Begin one run after the other, from this number on, until the gate is open. The result is the last number."""
+    number, gate = state
+    await note(f"run-{number}", "")
+    if not _is_open(gate):
+        await continue_as_new([number + 1, gate])
+    return int(number)
+
+
+@durable
+async def guardian() -> list[int]:
+    """Wait for two restless children, of which one is left and one is cancelled when this is cancelled."""
+    own = context().execution_id
+    left = await start_child(restless, [0, "left"], execution_id=f"{own}-left", on_parent_cancel="leave")
+    bound = await start_child(restless, [0, "never"], execution_id=f"{own}-bound")
+    return [await child.result() for child in (left, bound)]
+
+
+@durable
 async def relay(state: list[int]) -> int:
     """Emit three values and begin the next run, from the first number up to the last. The result is that one."""
     number, last = state
@@ -460,9 +479,11 @@ async def undone(lines: list[str]) -> None:
 
 ALL: dict[str, Durable[Any, Any]] = {
     "endless": endless,
+    "guardian": guardian,
     "mended": mended,
     "parent": parent,
     "relay": relay,
+    "restless": restless,
     "script": script,
     "script_thread": script_thread,
     "undone": undone,
