@@ -421,6 +421,28 @@ async def endless(state: list[int]) -> int:
 
 
 @durable
+async def nested(lines: list[str]) -> list[int]:
+    """Have two children do what the lines say, and one that has a child for it, beside groups; wait for all of them."""
+    own = context().execution_id
+
+    async def has_child(workflow: Durable[Any, int], data: Any) -> int:
+        child = await start_child(workflow, data, execution_id=f"{own}-{workflow.name}")
+        return await child.result()
+
+    async def has_groups(label: str, *groups: str) -> int:
+        for number, group in enumerate(groups):
+            await _fan(f"{label}-{number}", group)
+        return len(groups)
+
+    async with asyncio.TaskGroup() as tasks:
+        sides = [tasks.create_task(has_child(workflow, lines)) for workflow in (script, script_thread)]
+        sides.append(tasks.create_task(has_child(parent, [lines])))
+        sides.append(tasks.create_task(has_groups("x", "note:1", "deposit:1", "note:1,hold:1:gate")))
+        sides.append(tasks.create_task(has_groups("y", "hold:4:gate,deposit:1")))
+    return [side.result() for side in sides]
+
+
+@durable
 async def restless(state: list[Any]) -> int:
     """Begin one run after the other, from this number on, until the gate is open. The result is the last number."""
     number, gate = state
@@ -481,6 +503,7 @@ ALL: dict[str, Durable[Any, Any]] = {
     "endless": endless,
     "guardian": guardian,
     "mended": mended,
+    "nested": nested,
     "parent": parent,
     "relay": relay,
     "restless": restless,
