@@ -1,9 +1,10 @@
 """Events with real workers: each is taken once, in order, whenever it comes, and whatever happens beside it."""
 
 import asyncio
+import contextlib
 import inspect
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.working import let_time_pass, scheduler_on, until, worker_on, working
+from tests.support.working import count_rows, let_time_pass, scheduler_on, until, worker_on, working
 from zart_sqla import (
     EventTimeout,
     ExecutionCancelled,
@@ -532,6 +533,40 @@ async def test_event_and_deadline(migrated_url: str) -> None:
             late = [("event", "failed"), ("step", "completed"), ("event", "completed")]
             assert kinds == ([("event", "completed")] if outcome == "in time" else late)
         assert await is_all_taken(scheduler)
+
+
+async def is_idle(scheduler: PostgresScheduler) -> bool:
+    """Tell whether nothing is left to do."""
+    return (await count_rows(scheduler))["tasks"] == 0
+
+
+@pytest.mark.parametrize(("of_wait", "of_run"), [("1500ms", None), (None, "1500ms")])
+async def test_deadline_after_the_end(of_wait: str | None, of_run: str | None, migrated_url: str) -> None:
+    """A run that completed stays as it is when the deadline passes that it had while it waited: nothing runs again."""
+    turns: Counter[str] = Counter()
+
+    @durable(timeout=of_run)
+    async def shipment(name: str) -> int:
+        turns[name] += 1
+        paid = await wait_for_event("paid", int, timeout=of_wait)
+        return await double(paid)
+
+    async with working(migrated_url, shipment, workers=2, poll_interval="200ms") as scheduler:
+        handles = [await scheduler.start(shipment, f"order-{number}") for number in range(5)]
+        for number, handle in enumerate(handles):
+            await eventually(lambda: turns[f"order-{number}"])  # noqa: B023 - awaited at once
+            with contextlib.suppress(ExecutionFinished):
+                await handle.offer_event("paid", number)
+        await eventually(lambda: is_idle(scheduler))
+        before = {handle: (await handle.info(), await handle.steps()) for handle in handles}
+        in_time = {handle for handle, (info, _) in before.items() if info.status is ExecutionStatus.COMPLETED}
+        assert in_time  # all, unless the machine is very slow
+        made = Counter(turns)
+        witness = await scheduler.start(shipment, "witness")  # its deadline is the last
+        with pytest.raises(ExecutionFailed):
+            await witness.result(timeout=PATIENCE)
+        assert {handle: (await handle.info(), await handle.steps()) for handle in handles} == before
+        assert {name: count for name, count in turns.items() if name != "witness"} == made
 
 
 @pytest.mark.slow

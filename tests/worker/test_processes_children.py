@@ -162,3 +162,55 @@ async def test_at_random_instants(seed: int, migrated_url: str, tmp_path: Path) 
         assert play.database.value("SELECT count(*) FROM deposits") == 300
         assert play.database.value("SELECT count(*) FROM zart_steps WHERE kind = 'child' AND error IS NULL") == 1920
         assert play.database.execute("SELECT * FROM zart_tasks") == []
+
+
+NESTED = ["fan f note:3,deposit:2,hold:1:gate", "first g 1,tell:2,hold:1:never", "block_thread z 0"]
+"""What children do that have groups of their own."""
+
+
+SIDES = ["note-x-0-0", "deposit-x-1-0", "note-x-2-0", "hold-x-2-0", "deposit-y-0-0"]
+"""What is done beside them, one after the other under `x`, and beside four that wait for the gate under `y`."""
+
+COMMANDS = {"note", "deposit", "hold"}
+"""How the names of all of these begin."""
+
+
+def check_nested(play: Stage, execution_id: str) -> None:
+    """Check that each child of each group is recorded once, in the execution in which it belongs."""
+    sides = {step for one, step in play.recorded() if one == execution_id and step.split("-")[0] in COMMANDS}
+    assert sides == {f"hold-y-0-{number}" for number in range(4)} | set(SIDES)
+    for child in ("script", "script_thread", "parent-0"):
+        names = [step for one, step in play.recorded() if one == f"{execution_id}-{child}"]
+        children = {step for step in names if not step.startswith(("tell", "g-", "wait_first_n"))}
+        assert children == {"note-f-0", "note-f-1", "note-f-2", "deposit-f-0", "deposit-f-1", "hold-f-0", "z"}
+        assert [step for step in names if step.startswith("g-")] in (["g-tell-g-0"], ["g-tell-g-1"])
+
+
+async def test_nested(migrated_url: str, tmp_path: Path) -> None:
+    """Groups in tasks of the body's own, and in children of theirs, over two workers: each child runs once."""
+    async with stage(migrated_url, tmp_path) as play:
+        await play.workers(2, **QUICK, max_concurrent_tasks=5)
+        handle = await play.scheduler.start("nested", NESTED, execution_id="one")
+        await eventually(lambda: sum(entry.step.startswith("hold") for entry in play.ledger.entries()) == 8)
+        assert play.ledger.workers() == {"worker-0", "worker-1"}  # for a worker has five slots
+        play.open("gate")
+        assert await handle.result(timeout="30s") == [3, 3, 3, 3, 1]
+        check_nested(play, "one")
+        assert set(play.ledger.begun().values()) == {1}
+
+
+@pytest.mark.slow
+async def test_nested_at_random_instants(migrated_url: str, tmp_path: Path) -> None:
+    """The same while workers are killed: each child is recorded once, and all of them come to their end."""
+    chance = random.Random(3)
+    async with stage(migrated_url, tmp_path) as play:
+        play.open("gate")
+        handles = await play.scheduler.start_many("nested", [(f"run-{number}", NESTED) for number in range(10)])
+        async with play.manned(2, **QUICK, max_crashes=50):
+            for _ in range(8):
+                await kill_one(play, chance)
+            assert [await handle.result(timeout="60s") for handle in handles] == [[3, 3, 3, 3, 1]] * 10
+        for handle in handles:
+            check_nested(play, handle.execution_id)
+        assert play.database.value("SELECT count(*) FROM deposits") == 10 * (2 + 3 * 2)
+        await eventually(lambda: not play.database.execute("SELECT * FROM zart_tasks"))

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 
@@ -134,6 +134,50 @@ async def test_cancelled_at_random_instants(migrated_url: str, tmp_path: Path) -
             await play.began("run-3", times=10)
             await kill_at_random(play, chance, asyncio.create_task(cancel_all()))
             await cancelled_and_cleaned(play, 20)
+
+
+async def have_come_to(play: Stage, index: int, handles: list[ExecutionHandle[Any]]) -> None:
+    """Return when the executions have come to their runs of this number."""
+    known: LiteralString = "SELECT count(*) FROM zart_execution_runs WHERE run_index = %s AND execution_id = ANY (%s)"
+    names = [handle.execution_id for handle in handles]
+    await eventually(lambda: play.database.value(known, index, names) == len(names))
+
+
+ONCE: LiteralString = """
+SELECT count(*) = max(run_index) + 1 AND count(*) = count(DISTINCT s.name)
+FROM zart_execution_runs r LEFT JOIN zart_steps s USING (run_id) WHERE execution_id = %s
+"""
+"""Whether each run of a restless execution is there, with its one step."""
+
+
+@pytest.mark.slow
+async def test_left_at_random_instants(migrated_url: str, tmp_path: Path) -> None:
+    """Parents are cancelled while workers are killed: a child that is to be left goes from run to run, to its end."""
+    chance = random.Random(4)
+    async with stage(migrated_url, tmp_path) as play:
+        parents = await play.scheduler.start_many("guardian", [(f"run-{number}", None) for number in range(3)])
+        left, bound = (
+            [play.scheduler.handle(f"{parent.execution_id}-{kind}") for parent in parents] for kind in ("left", "bound")
+        )
+
+        async def cancel_all() -> list[int]:
+            await have_come_to(play, 3, [*left, *bound])
+            for parent in parents:
+                await asyncio.sleep(chance.uniform(0, 0.5))  # the instant is what is random here
+                await parent.cancel()
+            reached = max([(await child.info()).run_index for child in left])
+            await have_come_to(play, reached + 3, left)
+            play.open("left")
+            return await all_of(left)
+
+        async with play.manned(2, **QUICK, max_crashes=50):
+            running = asyncio.create_task(cancel_all())
+            await kill_at_random(play, chance, running, most=0.4)
+            await cancelled_and_cleaned(play, 6)
+        assert play.count("cancelled") == 6
+        assert {await one.status() for one in [*parents, *bound]} == {"cancelled"}
+        assert [(await child.info()).run_index for child in left] == running.result()
+        assert all(play.database.value(ONCE, child.execution_id) for child in left)
 
 
 async def test_during_on_cancel(migrated_url: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.worker.processes.stage import Stage, eventually, stage
+from tests.worker.test_processes_executions import kill_at_random
 from zart_sqla import ExecutionHandle
 
 QUICK = {"heartbeat_interval": "200ms"}
@@ -69,3 +70,18 @@ async def test_at_random_instants(migrated_url: str, tmp_path: Path) -> None:
             await play.completed(len(handles))
             seen = await asyncio.wait_for(asyncio.gather(*following), 60)
     assert seen == [numbers] * len(handles)
+
+
+@pytest.mark.slow
+async def test_over_many_runs(migrated_url: str, tmp_path: Path) -> None:
+    """Workers are killed while run follows run: the stream has the values of all of them, in order, without a gap."""
+    values = [f"{number}-{part}" for number in range(41) for part in range(3)]
+    async with stage(migrated_url, tmp_path) as play:
+        handles = await play.scheduler.start_many("relay", [(f"run-{number}", [0, 40]) for number in range(5)])
+        following = [
+            asyncio.create_task(follow(handle, patience=patience)) for handle in handles for patience in (7, 500)
+        ]
+        async with play.manned(2, **QUICK, max_crashes=50):
+            await kill_at_random(play, random.Random(2), asyncio.create_task(play.completed(5 * 41)))
+        seen = await asyncio.wait_for(asyncio.gather(*following), 60)
+    assert seen == [values] * 10

@@ -1,7 +1,7 @@
 """Streams with real workers: every value once, in order and without gaps, whatever happens beside it."""
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import select
@@ -18,14 +18,19 @@ from zart_sqla import (
     Retry,
     StepKind,
     StepStatus,
+    StreamReader,
     context,
+    continue_as_new,
     durable,
     emit,
     sleep,
     step,
     sync,
+    wait_for_event,
 )
 from zart_sqla.models.mapping import tables_of
+
+T = TypeVar("T")
 
 LONG = "".join(chr(0x4E00 + 7 * number) for number in range(600))
 """A name that can be stored, but not twice in one entry of an index."""
@@ -215,6 +220,44 @@ async def test_offer_that_stays_open(migrated_url: str) -> None:
         assert await anext(handle.stream("progress")) == 1
         await connection.commit()
         await handle.result(timeout=PATIENCE)
+
+
+@durable
+async def relay(state: list[int]) -> int:
+    """Emit three values in each run, from the first number up to the last; wait for an event in the middle run."""
+    number, last = state
+    for part in range(3):
+        await emit("progress", [number, part])
+        if part == 1 and number == last // 2:
+            await wait_for_event("go")
+    if number < last:
+        await continue_as_new([number + 1, last])
+    return number
+
+
+@pytest.mark.slow  # until the change of runs is notified to those who follow
+async def test_over_many_runs(migrated_url: str) -> None:
+    """The stream goes on from run to run without a gap, and so does who follows it, from any offset, to the end."""
+    values = [[number, part] for number in range(21) for part in range(3)]
+
+    async with working(migrated_url, relay, workers=2) as scheduler:
+        handle = await scheduler.start(relay, [0, 20])
+        reader, late = handle.stream("progress", list[int]), handle.stream("progress", list[int], offset=40)
+        seen = [await anext(reader) for _ in range(32)]  # to where the run in the middle waits
+        following = [asyncio.create_task(collect(one)) for one in (reader, late)]
+        await until(handle, ExecutionStatus.WAITING)
+        assert (await handle.info()).run_index == 10
+        await handle.offer_event("go")
+        assert seen + await following[0] == values
+        assert await following[1] == values[40:]
+        assert await handle.result(timeout=PATIENCE) == 20
+        assert await items(scheduler) == [("progress", seq, value) for seq, value in enumerate(values)]
+
+
+async def collect(reader: StreamReader[T]) -> list[T]:
+    """Return what a reader gives to the end."""
+    async with asyncio.timeout(PATIENCE):
+        return [value async for value in reader]
 
 
 async def test_hundreds_of_runs(migrated_url: str) -> None:

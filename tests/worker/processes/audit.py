@@ -159,8 +159,8 @@ FORBIDDEN: Mapping[str, LiteralString] = {
     "a step's own writes and its checkpoint are not both there, once each": """
         WITH written AS (SELECT execution_id, step FROM deposits),
              recorded AS (
-                 SELECT execution_id, name FROM zart_steps JOIN zart_execution_runs USING (run_id)
-                 WHERE name LIKE 'deposit%')
+                 SELECT execution_id, name FROM zart_steps s JOIN zart_execution_runs USING (run_id)
+                 WHERE name LIKE 'deposit%' AND s.error IS NULL)
         (TABLE written EXCEPT ALL TABLE recorded) UNION ALL (TABLE recorded EXCEPT ALL TABLE written)
     """,
 }

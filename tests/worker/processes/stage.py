@@ -104,9 +104,10 @@ class Stage:
         return next(worker for worker in self.crew.workers if worker.name == name)
 
     def recorded(self) -> set[tuple[str, str]]:
-        """Return `(execution_id, step)` of all checkpoints."""
+        """Return `(execution_id, step)` of all checkpoints, but for children that were given up: one may just begin."""
         rows = self.database.execute(
-            "SELECT execution_id, name FROM zart_steps JOIN zart_execution_runs USING (run_id)"
+            "SELECT execution_id, name FROM zart_steps s JOIN zart_execution_runs USING (run_id)"
+            " WHERE s.error ->> 'category' IS DISTINCT FROM 'step_cancelled'"
         )
         return {(row["execution_id"], row["name"]) for row in rows}
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tests.worker.processes.ledger import Ledger
 from zart_sqla import (
     Answer,
     Durable,
+    EventTimeout,
+    Failure,
     Ok,
     StepCall,
     TaskRegistry,
@@ -26,6 +28,7 @@ from zart_sqla import (
     continue_as_new,
     durable,
     emit,
+    gather,
     schedule,
     sleep,
     start_child,
@@ -33,6 +36,8 @@ from zart_sqla import (
     sync,
     trx,
     wait,
+    wait_any,
+    wait_first_n,
     wait_for_event,
 )
 
@@ -165,6 +170,30 @@ async def die_once(label: str, _: str) -> int:
     return context().attempt
 
 
+@step("{label}")
+async def tell(label: str, _: str) -> str:
+    """Note that it ran, and give its own name."""
+    _note(label, "began")
+    return label
+
+
+@step("{label}")
+async def fail(label: str, _: str) -> None:
+    """Fail."""
+    _note(label, "began")
+    raise LookupError(label)
+
+
+@step("{label}")
+async def stand(label: str, _: str) -> None:
+    """Stand until interrupted, and note that."""
+    _note(label, "began")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        _note(label, "interrupted")
+
+
 def compute(label: str, seconds: str) -> None:
     """Compute in the body itself."""
     _note(label, "began")
@@ -174,31 +203,102 @@ def compute(label: str, seconds: str) -> None:
     _note(label, "ended")
 
 
-STEPS: dict[str, Callable[[str, str], StepCall[int]]] = {
+STEPS: dict[str, Callable[[str, str], StepCall[Any]]] = {
     "block": block,
     "defy": defy,
     "deposit": deposit,
     "die": die,
     "die_once": die_once,
+    "fail": fail,
     "hold": hold,
     "leave": leave,
     "note": note,
+    "stand": stand,
+    "tell": tell,
 }
 
 
-async def _fan(label: str, argument: str) -> None:
-    """Have children do things, each what one part of the argument says: `command:count[:argument],...`.
+def _calls(label: str, argument: str) -> list[StepCall[Any]]:
+    """Return several calls, as each part of the argument says: `command:count[:argument],...`.
 
-    They are named `<command>-<label>-<number>`; those that fail are noted.
+    They are named `<command>-<label>-<number>`.
     """
-    handles = []
+    calls: list[StepCall[Any]] = []
     for part in argument.split(","):
         command, count, further = (*part.split(":"), "")[:3]
-        handles += [schedule(STEPS[command](f"{command}-{label}-{number}", further)) for number in range(int(count))]
-    answers: list[Answer[int]] = await wait(handles)
+        calls += [STEPS[command](f"{command}-{label}-{number}", further) for number in range(int(count))]
+    return calls
+
+
+def _values(answers: list[Answer[Any]]) -> str:
+    return "+".join(str(answer.value) for answer in answers if isinstance(answer, Ok))
+
+
+async def _fan(label: str, argument: str) -> None:
+    """Have children do things; note those that fail."""
+    handles = [schedule(call) for call in _calls(label, argument)]
+    answers: list[Answer[Any]] = await wait(handles)
     for handle, answer in zip(handles, answers, strict=True):
         if not isinstance(answer, Ok):
             await note(f"failed-{handle.name}", "")
+
+
+async def _any(label: str, argument: str) -> None:
+    """Have children do things, note the first that is done, and do not wait for the others."""
+    handles = [schedule(call) for call in _calls(label, argument)]
+    _, others = await wait_any(handles)
+    (first,) = set(handles) - set(others)
+    await note(f"{label}-{first.name}", "")
+
+
+async def _race(label: str, argument: str) -> None:
+    """Have children do things; note each as it is the first of those that are left: `<label>-<how many>-<name>`."""
+    rest = [schedule(call) for call in _calls(label, argument)]
+    while rest:
+        _, others = await wait_any(rest)
+        (first,) = set(rest) - set(others)
+        await note(f"{label}-{len(others)}-{first.name}", "")
+        rest = others
+
+
+async def _first(label: str, argument: str) -> None:
+    """Have children do things, and note what the first of them give: the argument begins with how many."""
+    count, _, parts = argument.partition(",")
+    answers = await wait_first_n([schedule(call) for call in _calls(label, parts)], int(count))
+    await note(f"{label}-{_values(answers)}", "")
+
+
+async def _gather(label: str, argument: str) -> None:
+    """Do things side by side in this worker."""
+    await gather(*_calls(label, argument))
+
+
+async def _scatter(label: str, argument: str) -> None:
+    """Have children do things, and do not wait for them."""
+    for call in _calls(label, argument):
+        schedule(call)
+
+
+async def _expect(label: str, limit: str) -> None:
+    """Wait for an event; if it does not come in time, note that, and take it whenever it comes."""
+    try:
+        await wait_for_event(label, int, timeout=limit or None)
+    except EventTimeout:
+        await note(f"late-{label}", "")
+        await wait_for_event(label, int)
+
+
+COMMANDS: dict[str, Callable[[str, str], Awaitable[None]]] = {
+    "any": _any,
+    "emit": emit,
+    "expect": _expect,
+    "fan": _fan,
+    "first": _first,
+    "gather": _gather,
+    "nap": sleep,
+    "race": _race,
+    "scatter": _scatter,
+}
 
 
 async def _perform(command: str, label: str, argument: str) -> None:
@@ -206,14 +306,8 @@ async def _perform(command: str, label: str, argument: str) -> None:
     match command:
         case "compute":
             compute(label, argument)
-        case "nap":
-            await sleep(label, argument)
-        case "expect":
-            await wait_for_event(label, int)
-        case "fan":
-            await _fan(label, argument)
-        case "emit":
-            await emit(label, argument)
+        case "raise":
+            raise RuntimeError(label)
         case "wait":  # in the body, between two steps
             _note(label, "began")
             await _pass(argument)
@@ -223,6 +317,8 @@ async def _perform(command: str, label: str, argument: str) -> None:
             await block_thread.call(label, argument)
         case "deposit_thread":
             await deposit_thread.call(label, argument)
+        case _ if command in COMMANDS:
+            await COMMANDS[command](label, argument)
         case _:
             await STEPS[command](label, argument)
 
@@ -233,6 +329,48 @@ async def script(lines: list[str]) -> int:
     for line in lines:
         await _perform(*(*line.split(), "")[:3])
     return len(lines)
+
+
+def _fan_in_thread(label: str, argument: str) -> None:
+    """Do as `_fan` does, in a `def` workflow."""
+    handles = [sync.schedule(call) for call in _calls(label, argument)]
+    answers: list[Answer[Any]] = sync.wait(handles)
+    for handle, answer in zip(handles, answers, strict=True):
+        if not isinstance(answer, Ok):
+            sync.gather(note(f"failed-{handle.name}", ""))
+
+
+def _any_in_thread(label: str, argument: str) -> None:
+    """Do as `_any` does, in a `def` workflow."""
+    handles = [sync.schedule(call) for call in _calls(label, argument)]
+    _, others = sync.wait_any(handles)
+    (first,) = set(handles) - set(others)
+    sync.gather(note(f"{label}-{first.name}", ""))
+
+
+def _race_in_thread(label: str, argument: str) -> None:
+    """Do as `_race` does, in a `def` workflow."""
+    rest = [sync.schedule(call) for call in _calls(label, argument)]
+    while rest:
+        _, others = sync.wait_any(rest)
+        (first,) = set(rest) - set(others)
+        sync.gather(note(f"{label}-{len(others)}-{first.name}", ""))
+        rest = others
+
+
+def _first_in_thread(label: str, argument: str) -> None:
+    """Do as `_first` does, in a `def` workflow."""
+    count, _, parts = argument.partition(",")
+    answers = sync.wait_first_n([sync.schedule(call) for call in _calls(label, parts)], int(count))
+    sync.gather(note(f"{label}-{_values(answers)}", ""))
+
+
+GROUPS_IN_THREAD: dict[str, Callable[[str, str], None]] = {
+    "any": _any_in_thread,
+    "fan": _fan_in_thread,
+    "first": _first_in_thread,
+    "race": _race_in_thread,
+}
 
 
 @durable
@@ -252,6 +390,8 @@ def script_thread(lines: list[str]) -> int:
                 hold_thread(label, argument)
             case "deposit_thread":
                 deposit_thread(label, argument)
+            case _ if command in GROUPS_IN_THREAD:
+                GROUPS_IN_THREAD[command](label, argument)
             case _:
                 block_thread(label, argument)
     return len(lines)
@@ -280,6 +420,71 @@ async def endless(state: list[int]) -> int:
     return number
 
 
+@durable
+async def nested(lines: list[str]) -> list[int]:
+    """Have two children do what the lines say, and one that has a child for it, beside groups; wait for all of them."""
+    own = context().execution_id
+
+    async def has_child(workflow: Durable[Any, int], data: Any) -> int:
+        child = await start_child(workflow, data, execution_id=f"{own}-{workflow.name}")
+        return await child.result()
+
+    async def has_groups(label: str, *groups: str) -> int:
+        for number, group in enumerate(groups):
+            await _fan(f"{label}-{number}", group)
+        return len(groups)
+
+    async with asyncio.TaskGroup() as tasks:
+        sides = [tasks.create_task(has_child(workflow, lines)) for workflow in (script, script_thread)]
+        sides.append(tasks.create_task(has_child(parent, [lines])))
+        sides.append(tasks.create_task(has_groups("x", "note:1", "deposit:1", "note:1,hold:1:gate")))
+        sides.append(tasks.create_task(has_groups("y", "hold:4:gate,deposit:1")))
+    return [side.result() for side in sides]
+
+
+@durable
+async def restless(state: list[Any]) -> int:
+    """Begin one run after the other, from this number on, until the gate is open. The result is the last number."""
+    number, gate = state
+    await note(f"run-{number}", "")
+    if not _is_open(gate):
+        await continue_as_new([number + 1, gate])
+    return int(number)
+
+
+@durable
+async def guardian() -> list[int]:
+    """Wait for two restless children, of which one is left and one is cancelled when this is cancelled."""
+    own = context().execution_id
+    left = await start_child(restless, [0, "left"], execution_id=f"{own}-left", on_parent_cancel="leave")
+    bound = await start_child(restless, [0, "never"], execution_id=f"{own}-bound")
+    return [await child.result() for child in (left, bound)]
+
+
+@durable
+async def relay(state: list[int]) -> int:
+    """Emit three values and begin the next run, from the first number up to the last. The result is that one."""
+    number, last = state
+    for part in range(3):
+        await emit("progress", f"{number}-{part}")
+    if number < last:
+        await continue_as_new([number + 1, last])
+    return number
+
+
+async def mend(scripts: list[list[str]], failure: Failure) -> str:
+    """Do what the second script says, after the failure. The result is what that was."""
+    await script(scripts[1])
+    return f"{type(failure).__name__}: {failure.message}"
+
+
+@durable(on_failure=mend)
+async def mended(scripts: list[list[str]]) -> str:
+    """Do what the first script says, in which something is to fail."""
+    await script(scripts[0])
+    return "nothing failed"
+
+
 async def undo(lines: list[str]) -> None:
     """Do again what the lines say, after the cancellation."""
     for line in lines:
@@ -296,7 +501,12 @@ async def undone(lines: list[str]) -> None:
 
 ALL: dict[str, Durable[Any, Any]] = {
     "endless": endless,
+    "guardian": guardian,
+    "mended": mended,
+    "nested": nested,
     "parent": parent,
+    "relay": relay,
+    "restless": restless,
     "script": script,
     "script_thread": script_thread,
     "undone": undone,
