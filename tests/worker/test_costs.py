@@ -132,8 +132,14 @@ class Watch:
         return len(self.said.statements), list(self.said.transactions)
 
     async def is_idle(self) -> bool:
-        """Tell whether the queue is empty."""
-        return await self.outside.fetchval("SELECT NOT EXISTS (SELECT FROM zart_tasks)") is True
+        """Tell whether the queue is empty, and all that was said of it is on record."""
+        is_empty = await self.outside.fetchval("SELECT NOT EXISTS (SELECT FROM zart_tasks)")
+        return is_empty is True and self.said.is_settled
+
+
+def has_swept(said: Traffic) -> bool:
+    """Tell whether a worker has looked for the dead for the first time, and for what they have left behind."""
+    return any(statement.startswith("WITH ready") for statement in said.statements)
 
 
 @asynccontextmanager
@@ -145,6 +151,7 @@ async def watched(url: str) -> AsyncIterator[Watch]:
         with traffic() as said:
             async with working(url, *workflows, max_concurrent_tasks=1000, max_tasks_per_poll=1000) as scheduler:
                 watch = Watch(scheduler, said, outside)
+                await eventually(lambda: said.is_settled and has_swept(said))
                 await watch.count(lambda: scheduler.start(steps_in_a_row, 1))
                 yield watch
     finally:
