@@ -23,6 +23,12 @@ class Traffic:
         self.beats: list[str] = []
         self.transactions: list[str] = []
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all transactions that have begun are over. The driver tells of that a moment after it is so."""
+        ended = self.transactions.count("COMMIT") + self.transactions.count("ROLLBACK")
+        return self.transactions.count("BEGIN") <= ended
+
     def clear(self) -> None:
         """Count from nothing."""
         self.statements.clear()

@@ -2,22 +2,28 @@
 
 import sys
 from asyncio.subprocess import Process, create_subprocess_exec
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy import func, select
+
 from tests.support import skewed_worker
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import scheduler_on
+from zart_sqla import PostgresScheduler
+from zart_sqla.models.mapping import tables_of
 
 ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def skewed_by(hours: float, url: str) -> AsyncIterator[Process]:
+async def skewed_by(hours: float, url: str, gate: Path) -> AsyncIterator[Process]:
     """Run a worker in a process whose clock is wrong."""
-    process = await create_subprocess_exec(sys.executable, "-m", skewed_worker.__name__, url, str(hours), cwd=ROOT)
+    command = ("-m", skewed_worker.__name__, url, str(hours), str(gate))
+    process = await create_subprocess_exec(sys.executable, *command, cwd=ROOT)
     try:
         yield process
     finally:
@@ -25,14 +31,25 @@ async def skewed_by(hours: float, url: str) -> AsyncIterator[Process]:
         await process.wait()
 
 
-async def test_workers_hours_apart(migrated_url: str) -> None:
-    """Sleeps, delays, timeouts and recorded times come out the same whichever worker makes the turn."""
+async def count_held(scheduler: PostgresScheduler) -> int:
+    """Return how many tasks are held by workers."""
+    tasks = tables_of(scheduler.names).tasks
+    async with scheduler.engine.connect() as connection:
+        query = select(func.count()).select_from(tasks).where(tasks.c.worker_id.is_not(None))
+        return await connection.scalar(query) or 0
+
+
+async def test_workers_hours_apart(migrated_url: str, tmp_path: Path) -> None:
+    """Sleeps, delays, timeouts and recorded times come out the same whichever worker makes the turn; both make some."""
+    gate = tmp_path / "gate"
     async with scheduler_on(migrated_url) as scheduler, AsyncExitStack() as stack:
         handles = [await scheduler.start(skewed_worker.TIMED) for _ in range(8)]
-        for hours in (-1, 1):
-            process = await stack.enter_async_context(skewed_by(hours, migrated_url))
-            assert process.returncode is None
-        results = [await handle.result(timeout=PATIENCE) for handle in handles]
+        workers = [await stack.enter_async_context(skewed_by(hours, migrated_url, gate)) for hours in (-1, 1)]
+        await eventually(lambda: count_held(scheduler), 8)  # four by each
+        gate.touch()
+        results, turns = zip(*[await handle.result(timeout=PATIENCE) for handle in handles], strict=True)
+        assert Counter(first for first, *_ in turns) == {worker.pid: 4 for worker in workers}
+        assert any(len(set(made)) == 2 for made in turns)  # some run has gone on in the other one
         infos = [await handle.info() for handle in handles]
         steps = [one for handle in handles for one in await handle.steps()]
     skew = timedelta(minutes=30)  # between right and wrong by an hour

@@ -137,8 +137,14 @@ class Watch:
         return len(self.said.statements), list(self.said.transactions)
 
     async def is_idle(self) -> bool:
-        """Tell whether the queue is empty."""
-        return await self.outside.fetchval("SELECT NOT EXISTS (SELECT FROM zart_tasks)") is True
+        """Tell whether the queue is empty, and all that was said of it is on record."""
+        is_empty = await self.outside.fetchval("SELECT NOT EXISTS (SELECT FROM zart_tasks)")
+        return is_empty is True and self.said.is_settled
+
+
+def has_swept(said: Traffic) -> bool:
+    """Tell whether a worker has looked for the dead for the first time, and for what they have left behind."""
+    return any(statement.startswith("WITH ready") for statement in said.statements)
 
 
 @asynccontextmanager
@@ -150,6 +156,7 @@ async def watched(url: str) -> AsyncIterator[Watch]:
         with traffic() as said:
             async with working(url, *workflows, max_concurrent_tasks=1000, max_tasks_per_poll=1000) as scheduler:
                 watch = Watch(scheduler, said, outside)
+                await eventually(lambda: said.is_settled and has_swept(said))
                 await watch.count(lambda: scheduler.start(steps_in_a_row, 1))
                 yield watch
     finally:
@@ -356,6 +363,49 @@ async def test_a_large_group(migrated_url: str) -> None:
         assert statements < 150
         assert len(transactions) < 80
         assert len([one for one in watch.said.statements if JOURNAL in one]) == 1
+
+
+COUNT_UPDATES = """
+CREATE TABLE updates (of_table text, is_child boolean, worker_id uuid, rows bigint);
+CREATE FUNCTION count_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO updates SELECT 'tasks', step IS NOT NULL, worker_id, count(*) FROM changed GROUP BY 2, 3;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION count_others() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO updates SELECT TG_ARGV[0], false, NULL, count(*) FROM changed HAVING count(*) > 0;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_updates AFTER UPDATE ON zart_tasks
+    REFERENCING NEW TABLE AS changed EXECUTE FUNCTION count_tasks();
+CREATE TRIGGER count_updates AFTER UPDATE ON zart_execution_runs
+    REFERENCING NEW TABLE AS changed EXECUTE FUNCTION count_others('runs');
+CREATE TRIGGER count_updates AFTER UPDATE ON zart_executions
+    REFERENCING NEW TABLE AS changed EXECUTE FUNCTION count_others('executions');
+"""
+"""Have the database count which rows are updated, and which worker claims how many children."""
+
+
+async def test_ten_thousand_children(migrated_url: str) -> None:
+    """A group of 10,000 on two workers is done, and hardly writes the run's own rows: nobody queues for them."""
+    outside = await asyncpg.connect(migrated_url)
+    await outside.execute(COUNT_UPDATES)
+    async with working(migrated_url, children, workers=2) as scheduler:
+        handle = await scheduler.start(children, 10_000)
+        await handle.result(timeout=PATIENCE)
+        done = "SELECT count(*) FROM zart_steps WHERE kind = 'child' AND error IS NULL AND attempts = 1"
+        assert await outside.fetchval(done) == 10_000
+        assert await outside.fetchval("SELECT count(*) FROM zart_tasks") == 0
+        own = await outside.fetch("SELECT of_table, sum(rows) FROM updates WHERE NOT is_child GROUP BY 1")
+        claimed = await outside.fetch("SELECT sum(rows) FROM updates WHERE is_child GROUP BY worker_id")
+    await outside.close()
+    counts = {str(table): int(count) for table, count in own}
+    assert counts.pop("tasks") in range(5, 13)  # added in five batches, claimed, put down, woken and claimed again
+    assert counts.pop("runs") in range(2, 9)  # somebody asks for the end, and again after a while, and that comes
+    assert counts == {}
+    assert sum(count for (count,) in claimed) == 10_000
+    assert len(claimed) == 2
 
 
 async def test_idle_worker(migrated_url: str) -> None:

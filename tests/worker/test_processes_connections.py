@@ -156,6 +156,31 @@ async def test_unreachable(mode: Mode, lease: str, migrated_url: str, tmp_path: 
         assert len(play.ledger.began("a")) == 3
 
 
+async def test_unreachable_between_steps(migrated_url: str, tmp_path: Path) -> None:
+    """The same before the first step, while a group is waited for, in a sleep, and while an event comes."""
+    waits = {"claimed": "wait w gate", "group": "fan f note:2,hold:2:gate", "sleep": "nap n 2s", "event": "expect paid"}
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
+        await play.worker(lease_timeout="2s", poll_interval="1s")
+        handles = [await play.start(line, "note z", execution_id=name) for name, line in waits.items()]
+        await play.began("w")
+        begun = {("group", "note-f-0"), ("group", "note-f-1"), ("sleep", "n"), ("event", "paid")}
+        await eventually(lambda: begun <= play.recorded() and play.database.value(AWAITED))
+        await play.began("hold-f-1")
+        await network.set_mode(Mode.DROP)
+        play.open("gate")
+        await play.scheduler.handle("event").offer_event("paid", 1)
+        await eventually(lambda: play.database.value("SELECT heartbeat_at + INTERVAL '3 s' < now() FROM zart_workers"))
+        assert {one for one in play.recorded() if one[0] != "sleep"} == begun - {("sleep", "n")}
+        network.abort()
+        await network.set_mode(Mode.FORWARD)
+        assert [await handle.result(timeout="60s") for handle in handles] == [2] * 4
+        assert {len(play.ledger.began(f"note-f-{number}")) for number in range(2)} == {1}
+
+
+AWAITED: LiteralString = "SELECT bool_or(worker_id IS NULL AND awaits_open = 0) FROM zart_tasks WHERE step IS NULL"
+"""Whether a run waits for all of its children."""
+
+
 async def test_half_open_liveness(migrated_url: str, tmp_path: Path) -> None:
     """A worker whose own connection is dead without a sign notices, and hears of news again."""
     async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
@@ -244,6 +269,31 @@ async def test_unanswered(command: str, last_words: bytes, migrated_url: str, tm
         abort(network)
         assert await handle.result(timeout="30s") == 1
         assert len(play.ledger.began(label)) == 1
+
+
+IS_QUIET: LiteralString = """
+SELECT bool_and(state = 'idle' AND state_change < now() - INTERVAL '1 s') FROM pg_stat_activity
+WHERE application_name = %s AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')
+"""
+"""Whether a worker has said nothing for a while but that it lives."""
+
+
+async def test_unanswered_claim(migrated_url: str, tmp_path: Path) -> None:
+    """A claim whose answer is lost is not forgotten: the same worker soon does what it holds without knowing it."""
+    async with proxy(migrated_url) as network, stage(migrated_url, tmp_path, worker_url=network.url) as play:
+        worker = await play.worker(poll_interval="300s")
+        worker_id = play.worker_id(worker)
+        for number in range(4):
+            await (await play.start("note w", "deposit deposit-w", execution_id=f"{number}")).result(timeout="30s")
+        await eventually(lambda: play.database.value(IS_QUIET, worker.name))  # what it says next is a claim
+        mute(network)
+        handle = await play.start("note a", "deposit deposit-b", execution_id="one")
+        await eventually(lambda: play.database.value("SELECT bool_or(worker_id IS NOT NULL) FROM zart_tasks"))
+        assert play.ledger.began("a") == []
+        abort(network)
+        assert await handle.result(timeout="30s") == 2
+        assert play.worker_id(worker) == worker_id
+        assert len(play.ledger.began("a")) == 1
 
 
 def mute(network: Proxy, last_words: bytes = b"") -> None:

@@ -22,6 +22,7 @@ from zart_sqla import (
     EventTimeout,
     Failure,
     Ok,
+    Retry,
     StepCall,
     TaskRegistry,
     context,
@@ -29,7 +30,9 @@ from zart_sqla import (
     durable,
     emit,
     gather,
+    progress,
     schedule,
+    shield,
     sleep,
     start_child,
     step,
@@ -194,6 +197,27 @@ async def stand(label: str, _: str) -> None:
         _note(label, "interrupted")
 
 
+async def _give_back(label: str, gate: str) -> None:
+    _note(label, "gives back")
+    await asyncio.sleep(0.5)  # for longer than the heartbeat of the step
+    _note(label, "is late")
+    await _pass(gate)
+    _note(label, "has given back")
+
+
+@step("{label}", heartbeat="400ms", retry=Retry.fixed(9, "1h"))
+async def stall(label: str, gate: str) -> int:
+    """Be late on the first attempt, with something that is not to be interrupted; on the next, show progress."""
+    _note(label, "began")
+    if context().attempt == 1:
+        await shield(_give_back(label, gate))
+    for _ in range(12):
+        progress()
+        await asyncio.sleep(0.05)  # what the step does, for longer than its heartbeat
+    _note(label, "ended")
+    return context().attempt
+
+
 def compute(label: str, seconds: str) -> None:
     """Compute in the body itself."""
     _note(label, "began")
@@ -213,6 +237,7 @@ STEPS: dict[str, Callable[[str, str], StepCall[Any]]] = {
     "hold": hold,
     "leave": leave,
     "note": note,
+    "stall": stall,
     "stand": stand,
     "tell": tell,
 }
