@@ -252,7 +252,7 @@ async def test_unwritable(migrated_url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "last_words"), [("hold", b""), ("deposit", b"COMMIT"), ("deposit_thread", b"COMMIT"), ("wait", b"")]
+    ("command", "last_words"), [("hold", b""), ("deposit", b"COMMIT;"), ("deposit_thread", b"COMMIT;"), ("wait", b"")]
 )
 async def test_unanswered(command: str, last_words: bytes, migrated_url: str, tmp_path: Path) -> None:
     """A commit whose answer is lost counts: what it wrote does not run again, be it a step or the end of the run."""
