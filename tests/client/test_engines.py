@@ -70,7 +70,9 @@ async def begin_step(scheduler: PostgresScheduler) -> None:
     await scheduler.engine.dispose()
     config = WorkerConfig(**CONFIG)
     names, identity, clock = scheduler.names, Identity(), DatabaseClock()
-    transactions = Transactions(scheduler.engine, names, identity, clock, config, None, on_done=print)
+    transactions = Transactions(
+        scheduler.engine, names, identity, clock, config, None, on_done=print, on_checkpoint=print
+    )
     task: Any = None
     await transactions.begin(task, None)
 

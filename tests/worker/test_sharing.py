@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from uuid import UUID
 
 import pytest
+from sqlalchemy import update
 
 from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import let_time_pass, registry_of, scheduler_on, until, worker_on, working
@@ -22,8 +23,10 @@ from zart_sqla import (
     durable,
     sleep,
     step,
+    trx,
 )
 from zart_sqla.models.mapping import tables_of
+from zart_sqla.records import SUSPECT_CRASHES
 
 
 async def test_two_workers_one_task(migrated_url: str) -> None:
@@ -173,6 +176,41 @@ async def test_turns_move_between_workers(migrated_url: str) -> None:
             await let_time_pass(scheduler)
             assert await handle.result(timeout=PATIENCE) == 42
     assert len(set(ran_on)) == 2
+
+
+@pytest.mark.parametrize("is_in_a_transaction", [True, False])
+async def test_a_suspect_that_gets_somewhere(is_in_a_transaction: bool, migrated_url: str) -> None:  # noqa: FBT001
+    """Of those that may have killed workers one begins; the next one as soon as that has a checkpoint, not at its end."""
+    began: list[int] = []
+    go_on, end = asyncio.Event(), asyncio.Event()
+
+    @step
+    async def get_somewhere() -> None:
+        if is_in_a_transaction:
+            await trx()
+        await go_on.wait()
+
+    @durable
+    async def order(number: int) -> None:
+        began.append(number)
+        await get_somewhere()
+        await end.wait()
+
+    async with scheduler_on(migrated_url) as scheduler:
+        handles = await scheduler.start_many(order, [(None, number) for number in range(3)])
+        tasks = tables_of(scheduler.names).tasks
+        async with scheduler.engine.begin() as connection:
+            await connection.execute(update(tasks).values(crashes=SUSPECT_CRASHES))
+        async with worker_on(migrated_url, order):
+            await eventually(lambda: began)
+            await scheduler.start(order, 9)
+            await eventually(lambda: 9 in began)  # so it has looked for more
+            assert len(began) == 2
+            go_on.set()
+            await eventually(lambda: len(began) == 4)
+            end.set()
+            for handle in handles:
+                await handle.result(timeout=PATIENCE)
 
 
 async def test_stopping_hands_back(migrated_url: str) -> None:

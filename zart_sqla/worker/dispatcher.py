@@ -90,8 +90,14 @@ class Dispatcher:
 
     @property
     def has_suspect(self) -> bool:
-        """Whether a turn runs that may kill this worker. It is trusted after a while."""
+        """Whether a turn runs that may kill this worker. It is trusted once it has got somewhere, or after a while."""
         return self._suspect in self._turns and asyncio.get_running_loop().time() < self._trusted_at
+
+    def trust(self, task: ClaimedTask) -> None:
+        """Take note that a task has got somewhere in this worker: others that are suspected may come now."""
+        if task.task_id == self._suspect:
+            self._suspect = None
+            self._on_suspended(None)
 
     async def slot(self) -> int:
         """Return how many more turns can run, when that is at least one."""

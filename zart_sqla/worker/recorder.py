@@ -39,6 +39,7 @@ class Services:
         transactions: where steps get theirs from.
         threads: where plain functions run.
         clock: the database's time.
+        on_checkpoint: told when a task has got somewhere that was suspected of killing workers.
     """
 
     writer: Writer
@@ -47,6 +48,7 @@ class Services:
     transactions: Transactions
     threads: Threads
     clock: DatabaseClock
+    on_checkpoint: Callable[[ClaimedTask], None]
 
 
 class TaskRecorder:
@@ -65,8 +67,7 @@ class TaskRecorder:
 
     async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
         give_up = ChildrenToGiveUp(self._task, gives_up) if gives_up else None
-        recorded = await self._services.writer.write(Write(task=self._task, step=step, give_up=give_up))
-        return recorded or step
+        return await self._checkpoint(self._services.writer, Write(task=self._task, step=step, give_up=give_up)) or step
 
     async def add_children(self, children: Sequence[Child]) -> None:
         for first in range(0, len(children), MAX_BATCH):
@@ -74,18 +75,18 @@ class TaskRecorder:
             await self._services.writer.write(Write(task=self._task, add=ChildrenToAdd(self._task, some)))
 
     async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
-        recorded = await self._services.starter.write(Write(task=self._task, step=step, start=new))
-        return recorded or step
+        return await self._checkpoint(self._services.starter, Write(task=self._task, step=step, start=new)) or step
 
     async def ending_of(self, execution_id: str) -> Ending | None:
         return await self._services.reader.ending_of(execution_id)
 
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
-        taken = await self._services.writer.write(Write(task=self._task, take=EventToTake(self._task, wait, name)))
-        return taken or wait
+        take = EventToTake(self._task, wait, name)
+        return await self._checkpoint(self._services.writer, Write(task=self._task, take=take)) or wait
 
     async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
-        await self._services.writer.write(Write(task=self._task, emit=ItemToEmit(self._task, step, stream, value)))
+        item = ItemToEmit(self._task, step, stream, value)
+        await self._checkpoint(self._services.writer, Write(task=self._task, emit=item))
 
     async def record_attempt(self, failed: FailedAttempt) -> None:
         await self._services.writer.write(Write(task=self._task, failed=failed))
@@ -95,3 +96,9 @@ class TaskRecorder:
 
     async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:
         return await self._services.threads.call(function, is_body=is_body)
+
+    async def _checkpoint(self, writer: Writer, write: Write) -> RecordedStep | None:
+        recorded = await writer.write(write)
+        if self._task.is_suspect:
+            self._services.on_checkpoint(self._task)
+        return recorded

@@ -51,6 +51,7 @@ class Transactions:
         config: how long it waits for an answer when a step commits.
         sessionmaker: what makes the sessions. Default: plain sessions that do not expire on commit.
         on_done: told of runs when a child of theirs has ended.
+        on_checkpoint: told when a task has got somewhere that was suspected of killing workers.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it works with
@@ -62,6 +63,7 @@ class Transactions:
         config: WorkerConfig,
         sessionmaker: async_sessionmaker[AsyncSession] | None,
         on_done: Callable[[Iterable[UUID]], None],
+        on_checkpoint: Callable[[ClaimedTask], None],
     ) -> None:
         self.engine = engine
         self.names = names
@@ -69,6 +71,7 @@ class Transactions:
         self.clock = clock
         self.answer_seconds: float = config.answer_seconds
         self.on_done = on_done
+        self.on_checkpoint = on_checkpoint
         self._sessionmaker = sessionmaker
 
     async def begin(self, task: ClaimedTask, bridge: Bridge | None) -> OpenTransaction:
@@ -174,6 +177,8 @@ class OpenTransaction:
             raise TurnSignal(LeaseLost())
         if self._task.child is not None:
             self._opener.on_done([self._task.run_id])
+        if self._task.is_suspect:
+            self._opener.on_checkpoint(self._task)
         await self._close()
 
     async def _write(self, step: RecordedStep) -> bool:

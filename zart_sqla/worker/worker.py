@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
     from zart_sqla.client.scheduler import PostgresScheduler
+    from zart_sqla.records import ClaimedTask
     from zart_sqla.runtime.handlers import TaskRegistry
 
 logger: Final = logging.getLogger("zart_sqla.worker")
@@ -168,9 +169,19 @@ class _Machinery:
             writer=self._writer,
             starter=self._starter,
             reader=Reader(engine, names, clock, config),
-            transactions=Transactions(engine, names, identity, clock, config, sessionmaker, on_done=self._waker.wake),
+            transactions=Transactions(
+                engine,
+                names,
+                identity,
+                clock,
+                config,
+                sessionmaker,
+                on_done=self._waker.wake,
+                on_checkpoint=self._trust,
+            ),
             threads=self._threads,
             clock=clock,
+            on_checkpoint=self._trust,
         )
 
         self._dispatcher = Dispatcher(
@@ -266,6 +277,9 @@ class _Machinery:
 
     def _expect_now(self) -> None:
         self._poller.wake()
+
+    def _trust(self, task: ClaimedTask) -> None:
+        self._dispatcher.trust(task)
 
     def _doubt(self) -> None:
         self._poller.doubt()
