@@ -194,7 +194,7 @@ async def in_tasks() -> list[str]:
         return await do(f"{name}-again") if name == "b" else name
 
     tasks = [asyncio.create_task(branch(name)) for name in "abc"]
-    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
     return [task.result()[0] for task in tasks]
 
 

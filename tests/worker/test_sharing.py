@@ -180,7 +180,7 @@ async def test_turns_move_between_workers(migrated_url: str) -> None:
 
 @pytest.mark.parametrize("is_in_a_transaction", [True, False])
 async def test_a_suspect_that_gets_somewhere(is_in_a_transaction: bool, migrated_url: str) -> None:  # noqa: FBT001
-    """Of those that may have killed workers one begins; the next one as soon as that has a checkpoint, not at its end."""
+    """Of those that may have killed workers one begins; the next as soon as that has a checkpoint, not at its end."""
     began: list[int] = []
     go_on, end = asyncio.Event(), asyncio.Event()
 
