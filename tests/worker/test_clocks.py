@@ -8,13 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
 from sqlalchemy import func, select
 
 from tests.support import skewed_worker
 from tests.support.waiting import PATIENCE, eventually
-from tests.support.working import scheduler_on
-from zart_sqla import PostgresScheduler
+from tests.support.working import let_time_pass, scheduler_on, until, working
+from zart_sqla import ExecutionStatus, PostgresScheduler, durable, sleep
 from zart_sqla.models.mapping import tables_of
+from zart_sqla.worker.clock import DatabaseClock
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,3 +68,27 @@ async def test_workers_hours_apart(migrated_url: str, tmp_path: Path) -> None:
         assert one.completed_at is not None
         assert abs(one.started_at - start) < skew
         assert abs(one.completed_at - start) < skew
+
+
+async def test_worker_whose_clock_is_late(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the answers took that tell it the time, what is due in the database is due for a turn."""
+    turns = 0
+
+    @durable
+    async def order() -> None:
+        nonlocal turns
+        turns += 1
+        await sleep("nap", "1h")
+
+    on_time = DatabaseClock.set
+
+    def late(self: DatabaseClock, now: datetime, *, asked_at: float) -> None:
+        on_time(self, now - timedelta(minutes=1), asked_at=asked_at - 60)
+
+    monkeypatch.setattr(DatabaseClock, "set", late)
+    async with working(migrated_url, order) as scheduler:
+        handle = await scheduler.start(order)
+        await until(handle, ExecutionStatus.WAITING)
+        await let_time_pass(scheduler)
+        await handle.result(timeout=PATIENCE)
+    assert turns == 2

@@ -148,19 +148,26 @@ def has_swept(said: Traffic) -> bool:
 
 
 @asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Yield a connection from outside."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
 async def watched(url: str) -> AsyncIterator[Watch]:
     """Yield the watch on a worker that has nothing to do yet."""
     workflows = (steps_in_a_row, steps_side_by_side, children, sleeper, listener, counter, retrier, writer)
-    outside = await asyncpg.connect(url)
-    try:
+    async with connected(url) as outside:
         with traffic() as said:
             async with working(url, *workflows, max_concurrent_tasks=1000, max_tasks_per_poll=1000) as scheduler:
                 watch = Watch(scheduler, said, outside)
                 await eventually(lambda: said.is_settled and has_swept(said))
                 await watch.count(lambda: scheduler.start(steps_in_a_row, 1))
                 yield watch
-    finally:
-        await outside.close()
 
 
 async def test_one_run(migrated_url: str) -> None:
@@ -389,17 +396,15 @@ CREATE TRIGGER count_updates AFTER UPDATE ON zart_executions
 
 async def test_ten_thousand_children(migrated_url: str) -> None:
     """A group of 10,000 on two workers is done, and hardly writes the run's own rows: nobody queues for them."""
-    outside = await asyncpg.connect(migrated_url)
-    await outside.execute(COUNT_UPDATES)
-    async with working(migrated_url, children, workers=2) as scheduler:
+    async with working(migrated_url, children, workers=2) as scheduler, connected(migrated_url) as outside:
+        await outside.execute(COUNT_UPDATES)
         handle = await scheduler.start(children, 10_000)
-        await handle.result(timeout=PATIENCE)
+        await handle.result(timeout=3 * PATIENCE)  # coverage makes it slow
         done = "SELECT count(*) FROM zart_steps WHERE kind = 'child' AND error IS NULL AND attempts = 1"
         assert await outside.fetchval(done) == 10_000
         assert await outside.fetchval("SELECT count(*) FROM zart_tasks") == 0
         own = await outside.fetch("SELECT of_table, sum(rows) FROM updates WHERE NOT is_child GROUP BY 1")
         claimed = await outside.fetch("SELECT sum(rows) FROM updates WHERE is_child GROUP BY worker_id")
-    await outside.close()
     counts = {str(table): int(count) for table, count in own}
     assert counts.pop("tasks") in range(5, 13)  # added in five batches, claimed, put down, woken and claimed again
     assert counts.pop("runs") in range(2, 9)  # somebody asks for the end, and again after a while, and that comes
@@ -410,19 +415,18 @@ async def test_ten_thousand_children(migrated_url: str) -> None:
 
 async def test_idle_worker(migrated_url: str) -> None:
     """An idle worker says at most one thing a second and one a minute; it has one connection besides the pool's."""
-    outside = await asyncpg.connect(migrated_url)
-    with traffic() as said:
-        async with worker_on(migrated_url, sleeper, poll_interval="5s"):
-            await eventually(lambda: [one for one in said.statements if "GROUP BY zart_tasks.task_name" in one])
-            began = time.monotonic()
-            said.clear()
-            await eventually(lambda: len(said.beats) >= 4)
-            seconds = time.monotonic() - began
-            assert len(said.beats) + len(said.statements) <= seconds + 1
-            assert said.transactions == []
-            assert await connections(outside) == 1 + 1  # what the poller used is back in the pool
-    await eventually(lambda: connections(outside), 0)
-    await outside.close()
+    async with connected(migrated_url) as outside:
+        with traffic() as said:
+            async with worker_on(migrated_url, sleeper, poll_interval="5s"):
+                await eventually(lambda: [one for one in said.statements if "GROUP BY zart_tasks.task_name" in one])
+                began = time.monotonic()
+                said.clear()
+                await eventually(lambda: len(said.beats) >= 4)
+                seconds = time.monotonic() - began
+                assert len(said.beats) + len(said.statements) <= seconds + 1
+                assert said.transactions == []
+                assert await connections(outside) == 1 + 1  # what the poller used is back in the pool
+        await eventually(lambda: connections(outside), 0)
 
 
 async def connections(outside: asyncpg.Connection) -> int:
@@ -436,8 +440,7 @@ async def connections(outside: asyncpg.Connection) -> int:
 
 async def test_one_connection_besides_the_pool(migrated_url: str) -> None:
     """A busy worker, and waiting for results in its process, cost one connection besides the pool's."""
-    outside = await asyncpg.connect(migrated_url)
-    async with worker_on(migrated_url, steps_in_a_row) as worker:
+    async with connected(migrated_url) as outside, worker_on(migrated_url, steps_in_a_row) as worker:
         scheduler = worker._scheduler
         handles = await scheduler.start_many(steps_in_a_row, [(None, 3)] * 50)
         for handle in handles:
@@ -445,7 +448,6 @@ async def test_one_connection_besides_the_pool(migrated_url: str) -> None:
         pool = scheduler.engine.pool
         await eventually(pool.checkedout, 0)  # type: ignore[attr-defined]
         assert await connections(outside) == pool.checkedin() + 1  # type: ignore[attr-defined]
-    await outside.close()
 
 
 async def test_wal(postgres_version: int) -> None:

@@ -234,7 +234,8 @@ class Liveness:
         if self._is_registered:
             await connection.run_sync(workers.set_lock, self._names, identity.worker_id, lock_key)
         else:
-            self._clock.set(await connection.run_sync(self._insert, lock_key))
+            asked_at = time.monotonic()
+            self._clock.set(await connection.run_sync(self._insert, lock_key), asked_at=asked_at)
             self._is_registered = self._has_started = True
             self._last_beat = time.monotonic()
             self._call(self._succeed)
@@ -254,8 +255,9 @@ class Liveness:
 
     async def _beat(self, connection: AsyncConnection) -> Beat:
         running = dict(self._held)
+        asked_at = time.monotonic()
         beat = await connection.run_sync(self._say_alive, running)
-        self._clock.set(beat.now)
+        self._clock.set(beat.now, asked_at=asked_at)
         self._last_beat = time.monotonic()
         if not beat.is_alive:
             await self._rise_again(connection)

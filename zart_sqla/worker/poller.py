@@ -148,6 +148,8 @@ class Poller:
                 await connection.run_sync(self._tell_unserved)
         if seconds is not None:
             self._wake_in(seconds)
+        if claimed:  # what was due for the database is due for the turns
+            self._clock.advance(claimed[0].claimed_at)
         for task in claimed:
             if not task.has_history:
                 self._dispatcher.dispatch(task, RunHistory())
