@@ -64,7 +64,8 @@ class Children:
             raise failure
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Write nothing more, and let go of what would write it."""
+        self._write = _nowhere
         if self._writing is not None:
             self._writing.cancel()
 
@@ -75,3 +76,7 @@ class Children:
                 await self._write(new)
             except (TurnSignal, InvalidDataError) as error:  # for whoever waits; perhaps nobody does
                 self._failure = error
+
+
+async def _nowhere(_: Sequence[Child]) -> None:
+    """Write nothing: the turn is over."""

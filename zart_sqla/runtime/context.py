@@ -41,9 +41,9 @@ class Branch:
         self.branches += 1
         return Branch(task, f"{self.path}.{self.branches}" if self.path else str(self.branches))
 
-    def here(self) -> Branch:
-        """Return the branch of the asyncio task that is running here: this one, or a new one."""
-        task = asyncio.current_task()
+    def here(self, loop: asyncio.AbstractEventLoop | None) -> Branch:
+        """Return the branch of the asyncio task that is running here, on this loop: this one, or a new one."""
+        task = asyncio.current_task(loop)
         if task is self.task:
             return self
         found = self.branch(task)

@@ -136,6 +136,7 @@ class Turn:
             self._is_over = True
             self.children.close()
             await self._absorb_cancellation()
+            self._let_go()
         # A signal decides how the turn ends, whatever the body made of it.
         return self._interrupted() or outcome
 
@@ -144,6 +145,12 @@ class Turn:
         if self._stopped is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
+
+    def _let_go(self) -> None:
+        """Undo what links the turn and its asyncio task to each other: both would stay until a garbage collection."""
+        self._asyncio_task = None
+        current_turn.set(None)
+        current_branch.set(None)
 
     def stop(self, reason: StopReason) -> bool:
         """Interrupt the turn: what it does gets an `asyncio.CancelledError`, and nothing more is recorded.
@@ -357,7 +364,7 @@ class Turn:
         self.check_open()
         branch = current_branch.get() or Branch(None)
         if self.is_async:
-            branch = branch.here()
+            branch = branch.here(self._loop)
         self.calls.has_tasks |= bool(branch.path)
         return branch
 
