@@ -1,4 +1,7 @@
-"""What the client hands out and what the layers hand to each other: frozen records, without behaviour."""
+"""What the client hands out and what the layers hand to each other: records, without behaviour, that nobody changes.
+
+They are frozen, but for two that are made for each run and each step: to make one would take three times as long.
+"""
 
 from __future__ import annotations
 
@@ -272,7 +275,7 @@ class StreamPosition:
     offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RecordedStep:
     """A checkpoint: a step that is done, with its value or its error, and never runs again.
 
@@ -353,7 +356,7 @@ class RunHistory:
     executions: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ClaimedTask:
     """A task that a worker holds, with all that its turn needs.
 

@@ -54,10 +54,10 @@ async def claim_one(database: Database, worker: UUID | None = None, execution_id
     return claimed
 
 
-async def record(database: Database, worker: UUID, claimed: ClaimedTask, *names: str) -> set[str]:
-    """Record checkpoints with these names; return which were written."""
+async def record(database: Database, worker: UUID, claimed: ClaimedTask, *names: str) -> int:
+    """Record checkpoints with these names; return how many were written."""
     steps = [StepToRecord(claimed, step(name, position)) for position, name in enumerate(names)]
-    return {name for _, name in await database.run(tasks.record_steps, worker, steps)}
+    return await database.run(tasks.record_steps, worker, steps)
 
 
 def step(name: str, position: int = 0, result: str = "1") -> RecordedStep:

@@ -200,7 +200,7 @@ async def test_record(database: Database) -> None:
         RecordedStep(name="%_/:\"'\N{GRINNING FACE}", kind=StepKind.STEP, position=3, result="1"),
     ]
     written = await database.run(tasks.record_steps, worker, [StepToRecord(claimed, one) for one in steps])
-    assert written == {(claimed.run_id, one.name) for one in steps}
+    assert written == len(steps)
     history = (await database.run(tasks.journal, [claimed.run_id]))[claimed.run_id]
     assert sorted(history.steps, key=lambda one: one.name) == sorted(steps, key=lambda one: one.name)
 
@@ -209,11 +209,9 @@ async def test_record_again(database: Database) -> None:
     """A checkpoint that is there is not written again, and the first one stays."""
     worker = await register(database)
     claimed = await claim_one(database, worker)
-    assert await record(database, worker, claimed, "a", "b") == {"a", "b"}
+    assert await record(database, worker, claimed, "a", "b") == 2
     other = StepToRecord(claimed, step("a", result='"other"'))
-    assert await database.run(tasks.record_steps, worker, [other, StepToRecord(claimed, step("c", 2))]) == {
-        (claimed.run_id, "c")
-    }
+    assert await database.run(tasks.record_steps, worker, [other, StepToRecord(claimed, step("c", 2))]) == 1
     key = (claimed.run_id, "a")
     found = await database.run(tasks.find_steps, [key, (claimed.run_id, "unknown"), (uuid4(), "a")])
     assert {known: one.result for known, one in found.items()} == {key: "1"}
@@ -226,7 +224,9 @@ async def test_record_for_several_tasks(database: Database) -> None:
     batch = await claim(database, worker)
     await database.run(executions.cancel, "b")
     written = await database.run(tasks.record_steps, worker, [StepToRecord(one, step("x")) for one in batch])
-    assert written == {(one.run_id, "x") for one in batch if one.execution_id != "b"}
+    assert written == 2
+    recorded = await database.run(tasks.find_steps, [(one.run_id, "x") for one in batch])
+    assert recorded.keys() == {(one.run_id, "x") for one in batch if one.execution_id != "b"}
     assert await database.run(tasks.held, worker, batch) == {one.task_id for one in batch if one.execution_id != "b"}
 
 
@@ -327,7 +327,7 @@ async def test_output_of_none(database: Database) -> None:
 async def fenced(database: Database, worker: UUID, claimed: ClaimedTask) -> None:
     """Expect that the worker can do nothing with the task any more."""
     before = [await rows(database, lambda tables: tables.tasks), await rows(database, lambda tables: tables.steps)]
-    assert await record(database, worker, claimed, "late") == set()
+    assert await record(database, worker, claimed, "late") == 0
     assert not await record_attempt(database, worker, claimed, "late", 1)
     assert not await put_down(database, worker, claimed)
     assert not await finish(database, worker, claimed)
@@ -357,7 +357,7 @@ async def test_fence_of_a_task_that_was_taken_over(database: Database) -> None:
     (again,) = await claim(database, other)
     assert again.attempt == claimed.attempt + 1
     await fenced(database, dead, claimed)
-    assert await record(database, other, again, "a") == {"a"}
+    assert await record(database, other, again, "a") == 1
     assert await finish(database, other, again)
 
 
@@ -409,7 +409,7 @@ async def test_a_write_waits_for_a_burial_that_is_under_way(database: Database) 
         waiting = asyncio.create_task(record(database, dead, claimed, "late"))
         assert await is_blocked(waiting, database)
         await link.commit()
-    assert await waiting == set()
+    assert await waiting == 0
 
 
 async def test_a_claim_while_the_worker_is_buried(database: Database) -> None:

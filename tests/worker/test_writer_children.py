@@ -12,10 +12,9 @@ from zart_sqla.records import Child, ClaimedTask, NewExecution, RecordedStep, St
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.store import children, executions, tasks, workers
 from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
-from zart_sqla.store.tasks import RunToFinish
 from zart_sqla.worker.identity import Identity
 from zart_sqla.worker.writer import Writer
-from zart_sqla.worker.writes import Write
+from zart_sqla.worker.writes import AnyWrite, Finish, Write
 
 NAMES = TableNames()
 STEPS = [f"step-{number}" for number in range(30)]
@@ -61,14 +60,14 @@ class Half:
     def write(self, run: ClaimedTask, others: list[ClaimedTask], *, is_finish: bool) -> list["asyncio.Task[None]"]:
         """Have it written that the others are done, and that the run ends, or gives its children up."""
         recorded = RecordedStep(name="first", kind=StepKind.CHOICE, position=len(STEPS), result="[]")
-        writes = [Write(task=one, step=done(one)) for one in others]
+        writes: list[AnyWrite] = [Write(task=one, step=done(one)) for one in others]
         if is_finish:
-            writes.append(Write(task=run, finish=RunToFinish(run, "1", None)))
+            writes.append(Finish(run, "1", None))
         else:
             writes.append(Write(task=run, step=recorded, give_up=ChildrenToGiveUp(run, STEPS)))
         return [asyncio.create_task(self._write(write)) for write in writes]
 
-    async def _write(self, write: Write) -> None:
+    async def _write(self, write: AnyWrite) -> None:
         with suppress(TurnSignal):  # the other one was faster
             await self.writer.write(write)
 

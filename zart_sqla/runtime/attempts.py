@@ -16,7 +16,7 @@ from zart_sqla.runtime.context import ActiveStep, active_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from zart_sqla.runtime.journal import Place
     from zart_sqla.runtime.steps import StepCall
@@ -42,7 +42,7 @@ class Attempts(Generic[T]):
         self._call = call
         self._step = call.step
         self._attempt = place.failed_attempts
-        self._started_at = turn.recorder.now()
+        self._started_at: datetime
 
     async def run(self) -> T:
         """Return the step's value, once it is recorded.

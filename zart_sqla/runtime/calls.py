@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from zart_sqla.runtime.outcomes import Suspended
 
 QUIET_SECONDS: Final = 0.1
@@ -40,15 +37,16 @@ class Calls:
         self._changes = 0
         self._changed = asyncio.Event()
 
-    @contextmanager
-    def under_way(self) -> Generator[None]:
-        """Count a call for as long as it takes."""
+    def under_way(self) -> Calls:
+        """Return what counts a call for as long as it takes."""
+        return self
+
+    def __enter__(self) -> None:
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            self._tell()
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way -= 1
+        self._tell()
 
     async def pause(self, outcome: Suspended, seconds: float | None) -> bool:
         """Wait until all calls that are under way wait.

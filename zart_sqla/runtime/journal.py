@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zart_sqla.records import ErrorRecord, RunHistory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Place:
     """The place of one durable call in its run.
 

@@ -52,8 +52,8 @@ def record(names: TableNames) -> Executable:
 
     They are inserted in the order in which a run that gives children up inserts the same: so two such statements never
     wait for each other. The planner keeps no other order than one that is asked for.
-    Parameters: `me` and `rows_of` lists. Returns: `(run_id, name)` of those that were written; one is missing
-    if the task is not the worker's any more, or if the checkpoint was there before.
+    Parameters: `me` and `rows_of` lists. Its row count tells how many were written: not those whose task is not the
+    worker's any more, nor those that were there before.
     """
     t = tables_of(names)
     me = alive(names)
@@ -84,7 +84,7 @@ def record(names: TableNames) -> Executable:
         case((_is_open(given), null()), else_=func.now()),
     ).select_from(held.join(me, me.c.worker_id == t.tasks.c.worker_id))
     inserted = pg_insert(t.steps).from_select([*COLUMNS, "completed_at"], rows.order_by(t.tasks.c.task_id))
-    return completed(names, inserted).returning(t.steps.c.run_id, t.steps.c.name)
+    return completed(names, inserted).execution_options(preserve_rowcount=True)
 
 
 def _is_open(step: FromClause) -> ColumnElement[bool]:

@@ -121,7 +121,7 @@ def journal(connection: Connection, names: TableNames, run_ids: Iterable[UUID]) 
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepToRecord:
     """A checkpoint to be written by the holder of a task."""
 
@@ -158,7 +158,7 @@ class TaskToPutDown:
     awaits_open: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunToFinish:
     """A run that its task's holder ends.
 
@@ -219,13 +219,11 @@ _STEP = (
 )
 
 
-def record_steps(
-    connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[StepToRecord]
-) -> set[tuple[UUID, str]]:
+def record_steps(connection: Connection, names: TableNames, worker_id: UUID, new: Sequence[StepToRecord]) -> int:
     """Insert checkpoints of runs whose tasks the worker holds.
 
     Returns:
-        `(run_id, name)` of those that are new.
+        How many were written: not those that were there before.
     """
     rows = (
         (
@@ -242,8 +240,8 @@ def record_steps(
         )
         for item in new
     )
-    inserted = connection.execute(steps.record(names), {"me": worker_id, **parameters_of("given", _STEP, rows)})
-    return {(run_id, name) for run_id, name in inserted}
+    parameters = {"me": worker_id, **parameters_of("given", _STEP, rows)}
+    return connection.execute(steps.record(names), parameters).rowcount
 
 
 def find_steps(

@@ -16,6 +16,7 @@ from zart_sqla.store.tasks import (
     StepToRecord,
     TaskToPutDown,
 )
+from zart_sqla.worker.writes import Checkpoint, Finish, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
     from zart_sqla.store.streams import ItemToEmit
     from zart_sqla.table_names import TableNames
-    from zart_sqla.worker.writes import Write
+    from zart_sqla.worker.writes import AnyWrite
 
 Item = TypeVar("Item", StepToRecord, EventToTake)
 
@@ -67,13 +68,19 @@ class Batch:
     size: int
 
     @classmethod
-    def of(cls, writes: Sequence[Write]) -> Batch:
+    def of(cls, all_writes: Sequence[AnyWrite]) -> Batch:
         """Return these writes as a batch."""
+        steps: list[StepToRecord] = [write for write in all_writes if isinstance(write, Checkpoint)]
+        finish: list[RunToFinish] = [write for write in all_writes if isinstance(write, Finish)]
+        writes = [write for write in all_writes if isinstance(write, Write)]
         return cls(
             steps=[
-                StepToRecord(write.task, write.step)
-                for write in writes
-                if write.step is not None and write.start is None
+                *steps,
+                *(
+                    StepToRecord(write.task, write.step)
+                    for write in writes
+                    if write.step is not None and write.start is None
+                ),
             ],
             take=[write.take for write in writes if write.take is not None],
             emit=[write.emit for write in writes if write.emit is not None],
@@ -87,10 +94,10 @@ class Batch:
             ],
             done=[write.task for write in writes if write.is_done],
             put_down=[write.put_down for write in writes if write.put_down is not None],
-            finish=[write.finish for write in writes if write.finish is not None],
+            finish=finish,
             renew=[write.renew for write in writes if write.renew is not None],
-            bound=[write.task for write in writes if write.needs_task],
-            size=sum(write.size for write in writes),
+            bound=[write.task for write in all_writes if write.needs_task],
+            size=sum(write.size for write in all_writes),
         )
 
     @property
@@ -166,13 +173,10 @@ class Application:
         return written
 
     def _record_steps(self, steps: Sequence[StepToRecord]) -> dict[tuple[UUID, str], RecordedStep]:
-        inserted = tasks.record_steps(self._connection, self._names, self._worker_id, steps)
-        by_key = {(item.task.run_id, item.step.name): item for item in steps}
-        recorded = {key: by_key[key].step for key in inserted}
-        missing = [item for key, item in by_key.items() if key not in inserted]
-        if missing:  # lost, or written before by a commit whose answer did not arrive
-            recorded |= self._find_steps(missing)
-        return recorded
+        written = tasks.record_steps(self._connection, self._names, self._worker_id, steps)
+        if written < len(steps):  # some are lost, or were written before by a commit whose answer did not arrive
+            return self._find_steps(steps)
+        return {(item.task.run_id, item.step.name): item.step for item in steps}
 
     def _start_executions(self, wanted: Sequence[ExecutionToStart], written: Written) -> None:
         """Start executions, and record that they were started; where the id is taken, that instead."""

@@ -23,11 +23,11 @@ from zart_sqla.runtime.outcomes import (
     Suspended,
 )
 from zart_sqla.runtime.turn import StopReason, Turn
-from zart_sqla.store.tasks import RunToFinish, RunToRenew, TaskToPutDown
-from zart_sqla.worker.writes import Write
+from zart_sqla.store.tasks import RunToRenew, TaskToPutDown
+from zart_sqla.worker.writes import Finish, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("zart_sqla.worker")
 
 _SUSPICION_SECONDS: Final = 30.0
+_TURNS_PER_WRITER: Final = 64  # a few turns rather share their commits than write side by side
 
 
 class Dispatcher:
@@ -47,8 +48,8 @@ class Dispatcher:
 
     Args:
         registry: where the handlers are.
-        writer: what settles the turns.
-        make_recorder: makes the recorder of a turn.
+        writers: what writes for the turns: for each turn one of them.
+        make_recorder: makes the recorder of a turn that writes so.
         slots: how many turns run at once.
         on_suspended: told when there may be something to claim again, None for now.
         on_unsettled: told when a turn has ended and nothing is written of that: the task may still be ours.
@@ -61,21 +62,23 @@ class Dispatcher:
     def __init__(
         self,
         registry: TaskRegistry,
-        writer: Writer,
-        make_recorder: Callable[[ClaimedTask], Recorder],
+        writers: Sequence[Writer],
+        make_recorder: Callable[[ClaimedTask, Writer], Recorder],
         *,
         slots: int,
         on_suspended: Callable[[datetime | None], None],
         on_unsettled: Callable[[], None],
     ) -> None:
         self._registry = registry
-        self._writer = writer
+        self._writers = writers
         self._make_recorder = make_recorder
         self._slots = slots
         self._on_suspended = on_suspended
         self._on_unsettled = on_unsettled
+        self._loop = asyncio.get_running_loop()
         self._turns: dict[UUID, Turn] = {}
         self._running: set[asyncio.Task[bool]] = set()
+        self._busy = 0
         self._suspect: UUID | None = None
         self._trusted_at = 0.0
         self._has_slot = asyncio.Event()
@@ -85,13 +88,16 @@ class Dispatcher:
 
     @property
     def free_slots(self) -> int:
-        """How many more turns can run."""
-        return self._slots - len(self._running)
+        """How many more turns can run.
+
+        One that waits for its outcome to be written runs no more. There can be as many of those besides.
+        """
+        return max(0, min(self._slots - self._busy, 2 * self._slots - len(self._running)))
 
     @property
     def has_suspect(self) -> bool:
         """Whether a turn runs that may kill this worker. It is trusted once it has got somewhere, or after a while."""
-        return self._suspect in self._turns and asyncio.get_running_loop().time() < self._trusted_at
+        return self._suspect in self._turns and self._loop.time() < self._trusted_at
 
     def trust(self, task: ClaimedTask) -> None:
         """Take note that a task has got somewhere in this worker: others that are suspected may come now."""
@@ -108,17 +114,18 @@ class Dispatcher:
         """Start the turn of a claimed task."""
         handler = self._registry.get(task.task_name)
         assert handler is not None  # noqa: S101 - only tasks with handlers are claimed
-        turn = _kind_of(task)(task, handler, history, self._make_recorder(task))
+        writer = self._writers[len(self._running) // _TURNS_PER_WRITER % len(self._writers)]
+        turn = _kind_of(task)(task, handler, history, self._make_recorder(task, writer))
         self._turns[task.task_id] = turn
         self.held[task.task_id] = task.attempt
         if task.is_suspect:
             self._suspect = task.task_id
-            self._trusted_at = asyncio.get_running_loop().time() + _SUSPICION_SECONDS
-        running = asyncio.create_task(self._run(turn), name=f"zart_sqla: {task.execution_id}")
+            self._trusted_at = self._loop.time() + _SUSPICION_SECONDS
+        self._busy += 1
+        running = self._loop.create_task(self._run(turn, writer), name=f"zart_sqla: {task.execution_id}")
         self._running.add(running)
         running.add_done_callback(lambda ended: self._forget(turn, ended))
-        if self.free_slots <= 0:
-            self._has_slot.clear()
+        self._tell_slots()
 
     def stop(self, task_ids: Iterable[UUID], reason: StopReason) -> None:
         """Interrupt the turns of these tasks, where they still run."""
@@ -174,7 +181,7 @@ class Dispatcher:
         if self._turns.get(task.task_id) is turn:
             del self._turns[task.task_id]
             del self.held[task.task_id]
-        self._has_slot.set()
+        self._tell_slots()
         if task.task_id == self._suspect:
             self._on_suspended(None)  # the next one may come
         error = None if ended.cancelled() else ended.exception()
@@ -183,22 +190,32 @@ class Dispatcher:
         if ended.cancelled() or error is not None or not ended.result():
             self._on_unsettled()
 
-    async def _run(self, turn: Turn) -> bool:
-        """Run the turn, and return whether it is settled in the database."""
-        outcome = await turn.run()
-        return await self._settle(turn.task, outcome)
+    def _tell_slots(self) -> None:
+        if self.free_slots:
+            self._has_slot.set()
+        else:
+            self._has_slot.clear()
 
-    async def _settle(self, task: ClaimedTask, outcome: Outcome) -> bool:
+    async def _run(self, turn: Turn, writer: Writer) -> bool:
+        """Run the turn, and return whether it is settled in the database."""
+        try:
+            outcome = await turn.run()
+        finally:
+            self._busy -= 1
+            self._tell_slots()
+        return await self._settle(turn.task, outcome, writer)
+
+    async def _settle(self, task: ClaimedTask, outcome: Outcome, writer: Writer) -> bool:
         try:
             write = _write_for(task, outcome)
             if write is not None:
-                await self._writer.write(write)
+                await writer.write(write)
         except InvalidDataError as error:
             if task.is_cleanup:
                 logger.warning("what follows the cancellation of %r ends here: %s", task.execution_id, error)
-                return await self._settle(task, CleanedUp())
+                return await self._settle(task, CleanedUp(), writer)
             refused = ErrorRecord(error_type="InvalidDataError", message=str(error))
-            return await self._settle(task, Failed(refused))
+            return await self._settle(task, Failed(refused), writer)
         except TurnSignal:
             logger.info(
                 "execution %r: what its turn came to is not written, the task was taken over or ended",
@@ -220,13 +237,13 @@ def _kind_of(task: ClaimedTask) -> type[Turn]:
     return Turn if task.child is None else ChildTurn
 
 
-def _write_for(task: ClaimedTask, outcome: Outcome) -> Write | None:
+def _write_for(task: ClaimedTask, outcome: Outcome) -> Finish | Write | None:
     """Return what is to be written when a turn ends so, None for nothing."""
     match outcome:
         case Completed(result):
-            return Write(task=task, finish=RunToFinish(task, result, None))
+            return Finish(task, result, None)
         case Failed(error, handled):
-            return Write(task=task, finish=RunToFinish(task, None, error, handled))
+            return Finish(task, None, error, handled)
         case Continued(payload):
             return Write(task=task, renew=RunToRenew(task, new_id(), payload))
         case CleanedUp():

@@ -10,7 +10,7 @@ from zart_sqla.store.children import ChildrenToAdd, ChildrenToGiveUp
 from zart_sqla.store.events import EventToTake
 from zart_sqla.store.streams import ItemToEmit
 from zart_sqla.worker.writer import MAX_BATCH
-from zart_sqla.worker.writes import Write
+from zart_sqla.worker.writes import Checkpoint, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,6 @@ class Services:
     """What all turns of a worker share.
 
     Attributes:
-        writer: what they write goes there.
         starter: the executions that they start go there.
         reader: what they have to know of other executions comes from there.
         transactions: where steps get theirs from.
@@ -42,7 +41,6 @@ class Services:
         on_checkpoint: told when a task has got somewhere that was suspected of killing workers.
     """
 
-    writer: Writer
     starter: Writer
     reader: Reader
     transactions: Transactions
@@ -52,10 +50,17 @@ class Services:
 
 
 class TaskRecorder:
-    """The `Recorder` of the turn that holds a task."""
+    """The `Recorder` of the turn that holds a task.
 
-    def __init__(self, task: ClaimedTask, services: Services) -> None:
+    Args:
+        task: the task.
+        writer: what the turn writes goes there.
+        services: what it shares with others.
+    """
+
+    def __init__(self, task: ClaimedTask, writer: Writer, services: Services) -> None:
         self._task = task
+        self._writer = writer
         self._services = services
 
     @property
@@ -66,13 +71,18 @@ class TaskRecorder:
         return self._services.clock.now()
 
     async def record(self, step: RecordedStep, *, gives_up: Sequence[str] = ()) -> RecordedStep:
-        give_up = ChildrenToGiveUp(self._task, gives_up) if gives_up else None
-        return await self._checkpoint(self._services.writer, Write(task=self._task, step=step, give_up=give_up)) or step
+        task = self._task
+        write: Checkpoint | Write
+        if task.child is None and not gives_up:
+            write = Checkpoint(task, step)
+        else:
+            write = Write(task=task, step=step, give_up=ChildrenToGiveUp(task, gives_up) if gives_up else None)
+        return await self._checkpoint(self._writer, write) or step
 
     async def add_children(self, children: Sequence[Child]) -> None:
         for first in range(0, len(children), MAX_BATCH):
             some = children[first : first + MAX_BATCH]
-            await self._services.writer.write(Write(task=self._task, add=ChildrenToAdd(self._task, some)))
+            await self._writer.write(Write(task=self._task, add=ChildrenToAdd(self._task, some)))
 
     async def start_execution(self, step: RecordedStep, new: NewExecution) -> RecordedStep:
         return await self._checkpoint(self._services.starter, Write(task=self._task, step=step, start=new)) or step
@@ -82,14 +92,14 @@ class TaskRecorder:
 
     async def take_event(self, wait: RecordedStep, name: str) -> RecordedStep:
         take = EventToTake(self._task, wait, name)
-        return await self._checkpoint(self._services.writer, Write(task=self._task, take=take)) or wait
+        return await self._checkpoint(self._writer, Write(task=self._task, take=take)) or wait
 
     async def emit(self, step: RecordedStep, stream: str, value: str) -> None:
         item = ItemToEmit(self._task, step, stream, value)
-        await self._checkpoint(self._services.writer, Write(task=self._task, emit=item))
+        await self._checkpoint(self._writer, Write(task=self._task, emit=item))
 
     async def record_attempt(self, failed: FailedAttempt) -> None:
-        await self._services.writer.write(Write(task=self._task, failed=failed))
+        await self._writer.write(Write(task=self._task, failed=failed))
 
     async def begin(self, bridge: Bridge | None) -> StepTransaction:
         return await self._services.transactions.begin(self._task, bridge)
@@ -97,7 +107,7 @@ class TaskRecorder:
     async def in_thread(self, function: Callable[[], Any], *, is_body: bool) -> Any:
         return await self._services.threads.call(function, is_body=is_body)
 
-    async def _checkpoint(self, writer: Writer, write: Write) -> RecordedStep | None:
+    async def _checkpoint(self, writer: Writer, write: Checkpoint | Write) -> RecordedStep | None:
         recorded = await writer.write(write)
         if self._task.is_suspect:
             self._services.on_checkpoint(self._task)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("zart_sqla.worker")
 
+_WRITERS: Final = 2  # while the server is at what one of them commits, the turns go on that wait for the other
 _CANCELLATION_SECONDS: Final = 2.0  # how long a handler has to end once it is cancelled
 _FLUSH_SECONDS: Final = 5.0
 
@@ -162,12 +163,16 @@ class _Machinery:
         self._identity = identity
         self._threads = Threads(config.max_concurrent_tasks)
         self._waker = Waker(engine, names, config, on_woken=self._expect_now)
-        self._writer = Writer(engine, names, identity, config, on_done=self._waker.wake, on_due=self._expect_now)
+
+        def make_writer() -> Writer:
+            return Writer(engine, names, identity, config, on_done=self._waker.wake, on_due=self._expect_now)
+
+        writers = [make_writer() for _ in range(_WRITERS)]
         # To insert an execution may have to wait for an app that has started one of the same id and not committed.
-        self._starter = Writer(engine, names, identity, config, on_done=self._waker.wake, on_due=self._expect_now)
+        starter = make_writer()
+        self._writers = (*writers, starter)
         services = Services(
-            writer=self._writer,
-            starter=self._starter,
+            starter=starter,
             reader=Reader(engine, names, clock, config),
             transactions=Transactions(
                 engine,
@@ -186,8 +191,8 @@ class _Machinery:
 
         self._dispatcher = Dispatcher(
             registry,
-            self._writer,
-            lambda task: TaskRecorder(task, services),
+            writers,
+            lambda task, writer: TaskRecorder(task, writer, services),
             slots=config.max_concurrent_tasks,
             on_suspended=self._expect,
             on_unsettled=self._doubt,
@@ -217,14 +222,9 @@ class _Machinery:
         self._open.enter_context(self._scheduler.ends.fed())
         self._scheduler.wake_ups.add_listener(self._poller.wake)
         self._open.callback(self._scheduler.wake_ups.remove_listener, self._poller.wake)
+        parts: tuple[Poller | Writer | Waker, ...] = (self._poller, *self._writers, self._waker)
         self._loops = [
-            asyncio.create_task(part.run(), name=f"zart_sqla: {name}")
-            for name, part in (
-                ("poller", self._poller),
-                ("writer", self._writer),
-                ("starter", self._starter),
-                ("waker", self._waker),
-            )
+            asyncio.create_task(part.run(), name=f"zart_sqla: {type(part).__name__.lower()}") for part in parts
         ]
 
     def hurry(self) -> None:
@@ -244,8 +244,8 @@ class _Machinery:
         self._poller.stop()
         self._waker.leave()
         await self._let_finish(poller)
-        self._writer.hurry()
-        self._starter.hurry()
+        for writer in self._writers:
+            writer.hurry()
         poller.cancel()  # before the turns are stopped: no claim that is still under way may start another
         await asyncio.gather(poller, return_exceptions=True)
         self._dispatcher.stop_all(StopReason.SHUTDOWN)
@@ -253,8 +253,8 @@ class _Machinery:
             self._dispatcher.abandon()
         with contextlib.suppress(TimeoutError):  # the database is away: what is not written will run again
             async with asyncio.timeout(_FLUSH_SECONDS):
-                await self._writer.flush()
-                await self._starter.flush()
+                for writer in self._writers:
+                    await writer.flush()
                 await self._waker.flush()
         for part in others:
             part.cancel()

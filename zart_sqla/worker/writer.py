@@ -1,4 +1,4 @@
-"""The writer: all that the turns of a worker have to write, in as few commits as there can be.
+"""The writer: all that turns of a worker have to write, in as few commits as there can be.
 
 While one commit is under way, what comes gathers; the next takes all of it, as one transaction of a few statements
 over lists. An idle worker's write is committed at once; a busy one's shares its commit with hundreds.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zart_sqla.records import RecordedStep
     from zart_sqla.table_names import TableNames
     from zart_sqla.worker.identity import Identity
-    from zart_sqla.worker.writes import Write
+    from zart_sqla.worker.writes import AnyWrite
 
 logger: Final = logging.getLogger("zart_sqla.writer")
 
@@ -49,13 +49,13 @@ _ODD_ATTEMPTS: Final = 3  # where the error is none of SQLAlchemy's: it may be t
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    write: Write
+    write: AnyWrite
     done: asyncio.Future[RecordedStep | None]
     pause: float = _LOCKED_PAUSE_SECONDS
 
 
 class Writer:
-    """Writes for all turns of a worker.
+    """Writes for turns of a worker, all that one of them has to write in the order in which that comes.
 
     Args:
         engine: where it takes its connection from, while there is something to write.
@@ -81,6 +81,7 @@ class Writer:
         self._config = config
         self._on_done = on_done
         self._on_due = on_due
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[_Pending] = deque()
         self._postponed: set[_Pending] = set()
         self._is_hurried = False
@@ -89,7 +90,7 @@ class Writer:
         self._is_idle.set()
         self._is_closed = False
 
-    async def write(self, write: Write) -> RecordedStep | None:
+    async def write(self, write: AnyWrite) -> RecordedStep | None:
         """Return when it is committed.
 
         Returns:
@@ -101,7 +102,7 @@ class Writer:
         """
         if self._is_closed:
             raise TurnSignal(LeaseLost())
-        done: asyncio.Future[RecordedStep | None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[RecordedStep | None] = self._loop.create_future()
         self._queue.append(_Pending(write, done))
         self._is_idle.clear()
         self._has_work.set()
@@ -176,7 +177,7 @@ class Writer:
             _resolve(pending, Written())
             return
         self._postponed.add(pending)
-        asyncio.get_running_loop().call_later(pending.pause, self._resume, pending)
+        self._loop.call_later(pending.pause, self._resume, pending)
         pending.pause = min(pending.pause * 2, _LONGEST_LOCKED_PAUSE_SECONDS)
 
     def _resume(self, pending: _Pending) -> None:
