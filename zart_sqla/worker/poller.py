@@ -80,7 +80,7 @@ class Poller:
         self.wake()
 
     def pause(self) -> None:
-        """Claim no more until `resume`."""
+        """Claim no more until `resume`. What a claim that is under way takes is put back then, and not begun."""
         self._may_claim.clear()
 
     def resume(self) -> None:
@@ -148,6 +148,9 @@ class Poller:
                 await connection.run_sync(self._tell_unserved)
         if seconds is not None:
             self._wake_in(seconds)
+        if claimed and not self._may_claim.is_set():  # the lease may have ended meanwhile
+            self.doubt()
+            return 0
         if claimed:  # what was due for the database is due for the turns
             self._clock.advance(claimed[0].claimed_at)
         for task in claimed:
