@@ -84,7 +84,7 @@ class Calls:
         await asyncio.sleep(self._quiet_seconds)
         for _ in range(_QUIET_ROUNDS):
             await asyncio.sleep(0)
-        return self._changes == known
+        return self._changes == known and self._under_way == self._paused
 
     def _tell(self) -> None:
         self._changes += 1
