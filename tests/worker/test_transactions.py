@@ -311,6 +311,57 @@ async def test_lost_connection(ledger_url: str, kind: str) -> None:
     assert attempts == [1, 1]
 
 
+INTERRUPTED = {
+    "checkpoint": "CREATE TRIGGER interrupt BEFORE INSERT ON zart_steps",
+    "commit": "CREATE CONSTRAINT TRIGGER interrupt AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED",
+}
+"""What the server cancels the first time, as a `statement_timeout` does."""
+
+
+@pytest.mark.parametrize("what", INTERRUPTED)
+async def test_interrupted_end(ledger_url: str, what: str, kind: str) -> None:
+    """A step whose checkpoint or commit takes too long for the server runs again, without spending an attempt."""
+    write = step_of(kind, write_note)
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    async with working(ledger_url, order) as scheduler:
+        async with scheduler.engine.begin() as connection:
+            await connection.execute(text("CREATE SEQUENCE times"))
+            body = "BEGIN IF nextval('times') = 1 THEN RAISE query_canceled; END IF; RETURN NEW; END"
+            await connection.execute(
+                text(f"CREATE FUNCTION interrupt() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+            )
+            await connection.execute(text(f"{INTERRUPTED[what]} FOR EACH ROW EXECUTE FUNCTION interrupt()"))
+        handle = await scheduler.start(order)
+        await handle.result(timeout=PATIENCE)
+        assert await notes(scheduler) == ["written"]
+        assert [one.attempts for one in await handle.steps()] == [1]
+        assert (await count_rows(scheduler))["step_attempts"] == 0
+
+
+async def test_interrupted_statement(ledger_url: str, kind: str) -> None:
+    """A statement of the step's own that takes too long is an error of the step."""
+
+    def work(session: Session) -> None:
+        write_note(session)
+        session.execute(text("SET LOCAL statement_timeout = 1"))
+        session.execute(text("SELECT pg_sleep(60)"))
+
+    write = step_of(kind, work)
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    async with working(ledger_url, order) as scheduler:
+        with pytest.raises(ExecutionFailed, match="statement timeout"):
+            await (await scheduler.start(order)).result(timeout=PATIENCE)
+        assert await notes(scheduler) == []
+
+
 async def test_serialization_failure(ledger_url: str, kind: str) -> None:
     """Two steps on two workers that cannot both commit: one runs again, without spending an attempt."""
     attempts: Counter[int] = Counter()
