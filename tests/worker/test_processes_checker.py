@@ -60,11 +60,11 @@ CRIMES: dict[str, LiteralString] = {
     """,
     "a stream has a gap": """
         INSERT INTO zart_stream_items (execution_id, stream, seq, run_id, value)
-        SELECT execution_id, 'x', 1, run_id, '1' FROM zart_execution_runs
+        SELECT execution_id, 'x', 1, run_id, '1' FROM zart_execution_runs WHERE run_index = 0
     """,
     "a value was emitted without its checkpoint, or twice, or not at all": """
         INSERT INTO zart_stream_items (execution_id, stream, seq, run_id, value)
-        SELECT execution_id, 'x', 0, run_id, '1' FROM zart_execution_runs
+        SELECT execution_id, 'x', 0, run_id, '1' FROM zart_execution_runs WHERE run_index = 0
     """,
     "a step's own writes and its checkpoint are not both there, once each": "INSERT INTO deposits TABLE deposits",
 }

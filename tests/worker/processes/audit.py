@@ -11,7 +11,9 @@ INSTALL: LiteralString = """
 CREATE TABLE deposits (execution_id text NOT NULL, step text NOT NULL);
 CREATE TABLE audit (
     id bigint GENERATED ALWAYS AS IDENTITY, kind text, run_id uuid, detail text,
-    task_id uuid, token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
+    task_id uuid, token integer, holder uuid, is_fenced boolean,
+    writer text DEFAULT current_setting('application_name'),
+    xid xid8 DEFAULT pg_current_xact_id(), at timestamptz DEFAULT clock_timestamp()
 );
 
 CREATE FUNCTION audit_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -65,17 +67,18 @@ BEGIN
     SELECT * INTO child FROM zart_tasks WHERE parent_run_id = NEW.run_id AND step = NEW.name;
     SELECT * INTO deleted FROM deleted_children
     WHERE parent_run_id = NEW.run_id AND step = NEW.name AND xid = pg_current_xact_id();
-    INSERT INTO audit (kind, run_id, detail, task_id, token, is_fenced)
-    SELECT 'checkpoint', NEW.run_id, NEW.name, by.task_id, by.token, by.is_fenced
+    INSERT INTO audit (kind, run_id, detail, task_id, token, holder, is_fenced)
+    SELECT 'checkpoint', NEW.run_id, NEW.name, by.task_id, by.token, by.holder, by.is_fenced
     FROM (VALUES
-        (NEW.kind <> 'child', run.task_id, run.attempt, is_there(run.worker_id)),
-        (NEW.kind = 'child' AND child.task_id IS NOT NULL, child.task_id, child.attempt, is_there(child.worker_id)),
+        (NEW.kind <> 'child', run.task_id, run.attempt, run.worker_id, is_there(run.worker_id)),
+        (NEW.kind = 'child' AND child.task_id IS NOT NULL,
+            child.task_id, child.attempt, child.worker_id, is_there(child.worker_id)),
         (NEW.kind = 'child' AND child.task_id IS NULL AND ends LIKE 'step_cancelled %',
-            run.task_id, run.attempt, deleted.task_id IS NOT NULL AND is_there(run.worker_id)),
+            run.task_id, run.attempt, run.worker_id, deleted.task_id IS NOT NULL AND is_there(run.worker_id)),
         (NEW.kind = 'child' AND child.task_id IS NULL AND ends NOT LIKE 'step_cancelled %',
-            deleted.task_id, deleted.attempt,
+            deleted.task_id, deleted.attempt, NULL,
             ends LIKE '% WorkerCrashed' AND deleted.worker_id IS NOT NULL AND NOT is_there(deleted.worker_id))
-    ) AS by (applies, task_id, token, is_fenced) WHERE by.applies;
+    ) AS by (applies, task_id, token, holder, is_fenced) WHERE by.applies;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_2_checkpoint AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
@@ -160,7 +163,7 @@ FORBIDDEN: Mapping[str, LiteralString] = {
         WITH written AS (SELECT execution_id, step FROM deposits),
              recorded AS (
                  SELECT execution_id, name FROM zart_steps s JOIN zart_execution_runs USING (run_id)
-                 WHERE name LIKE 'deposit%' AND s.error IS NULL)
+                 WHERE (name LIKE 'deposit%' OR name LIKE 'undo-deposit%') AND s.error IS NULL)
         (TABLE written EXCEPT ALL TABLE recorded) UNION ALL (TABLE recorded EXCEPT ALL TABLE written)
     """,
 }
