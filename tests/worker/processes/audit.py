@@ -39,11 +39,14 @@ CREATE TRIGGER audit BEFORE DELETE ON zart_tasks FOR EACH ROW WHEN (OLD.step IS 
 CREATE FUNCTION is_there(worker uuid) RETURNS boolean STABLE LANGUAGE sql AS
     'SELECT EXISTS (SELECT FROM zart_workers WHERE worker_id = worker)';
 
--- The turn of the body that was under way as the statement saw it: a stable function sees no more than that.
+-- The turns that were under way as the statement saw it, of the body and of the child: a stable function sees no more.
 CREATE FUNCTION audit_turn() RETURNS trigger STABLE LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('audit.turn', (
         SELECT to_jsonb(t)::text FROM zart_tasks t WHERE task_id = NEW.run_id AND is_there(worker_id)), true);
+    PERFORM set_config('audit.child', (
+        SELECT to_jsonb(t)::text FROM zart_tasks t
+        WHERE parent_run_id = NEW.run_id AND step = NEW.name AND is_there(worker_id)), true);
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_1_turn AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_turn();
@@ -65,6 +68,10 @@ BEGIN
         SELECT * INTO run FROM jsonb_populate_record(run, nullif(current_setting('audit.turn'), '')::jsonb);
     END IF;
     SELECT * INTO child FROM zart_tasks WHERE parent_run_id = NEW.run_id AND step = NEW.name;
+    -- Nor does the end of a run wait for children of which it has no more need.
+    IF child.task_id IS NULL AND (SELECT outcome IS NOT NULL FROM zart_execution_runs WHERE run_id = NEW.run_id) THEN
+        SELECT * INTO child FROM jsonb_populate_record(child, nullif(current_setting('audit.child'), '')::jsonb);
+    END IF;
     SELECT * INTO deleted FROM deleted_children
     WHERE parent_run_id = NEW.run_id AND step = NEW.name AND xid = pg_current_xact_id();
     INSERT INTO audit (kind, run_id, detail, task_id, token, holder, is_fenced)
