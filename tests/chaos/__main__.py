@@ -24,7 +24,7 @@ def one_run(seed: int, options: argparse.Namespace) -> Summary:
     """Make one run, print what it came to, and keep its logs if something was found."""
     folder = Path(tempfile.mkdtemp(prefix=f"zart-chaos-{seed}-"))
     say(f"seed {seed}: {options.minutes:g} minutes; ledger, diary and logs in {folder}")
-    with server(options.postgres) as made:
+    with server(options.postgres, folder) as made:
         if not made.is_own:
             say("the server is not our own: it is not restarted, and its connections are not used up")
         summary = asyncio.run(run(made, folder, seed, options.minutes * 60))

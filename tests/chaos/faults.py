@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import LiteralString, TypeVar
 
@@ -29,6 +29,9 @@ MOMENTS: dict[str, LiteralString] = {
     "put down": "state = 'active' AND query LIKE '%is_waiting=%'",
 }
 """What a connection can be at, as a condition on `pg_stat_activity`."""
+
+OUTAGES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What another fault can do to one that needs the server."""
 
 SLOTS = 200
 
@@ -173,18 +176,38 @@ async def _take_slots(arena: Arena, stack: AsyncExitStack) -> list[Connection]:
 
 async def timeout(arena: Arena, fault: Fault) -> str:
     """Have everybody's statements time out, while somebody locks the table of steps now and then."""
-    async with connected(arena.server.url) as connection:
-        database = await connection.fetchval("SELECT quote_ident(current_database())")
-        await connection.execute(f"ALTER DATABASE {database} SET statement_timeout = '1s'")
-        await _cut(arena, "true")
-        deadline = asyncio.get_running_loop().time() + fault.seconds
-        while asyncio.get_running_loop().time() < deadline:
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE zart_steps IN EXCLUSIVE MODE")
-                await asyncio.sleep(1.5)  # for longer than the timeout
-            await asyncio.sleep(0.2)
-        await connection.execute(f"ALTER DATABASE {database} RESET statement_timeout")
-    return f"{len(await _cut(arena, 'true'))} connections for {fault.seconds:.1f} s"
+    try:
+        async with connected(arena.server.url) as connection:
+            await connection.execute(await _altered(connection, "SET statement_timeout = '1s'"))
+            await _cut_over(connection, "true")
+            await _lock_steps(connection, fault.seconds)
+    finally:
+        cut = await _end_timeouts(arena)
+    return f"{cut} connections for {fault.seconds:.1f} s"
+
+
+async def _altered(connection: Connection, how: LiteralString) -> str:
+    """Return the statement by which this database is altered."""
+    return f"ALTER DATABASE {await connection.fetchval('SELECT quote_ident(current_database())')} {how}"
+
+
+async def _lock_steps(connection: Connection, seconds: float) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < deadline:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE zart_steps IN EXCLUSIVE MODE")
+            await asyncio.sleep(1.5)  # for longer than the timeout
+        await asyncio.sleep(0.2)
+
+
+async def _end_timeouts(arena: Arena) -> int:
+    """Have no statement time out any more, and return how many connections were ended for that."""
+    while True:
+        with suppress(*OUTAGES):  # other faults may be in the way
+            async with connected(arena.server.url) as connection:
+                await connection.execute(await _altered(connection, "RESET statement_timeout"))
+                return len(await _cut_over(connection, "true"))
+        await asyncio.sleep(0.2)
 
 
 def _cut_off(arena: Arena, fault: Fault) -> Post:

@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import asyncpg
-
 from tests.chaos.arena import Arena, now
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, OUTAGES
 from tests.chaos.plan import Fault
 
 
@@ -58,13 +56,7 @@ class Injector:
         hit, problem = None, None
         try:
             hit = await FAULTS[fault.kind](self.arena, fault)
-        except (
-            OSError,
-            LookupError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-        ) as error:
+        except (LookupError, *OUTAGES) as error:
             problem = f"{type(error).__name__}: {error}"  # another fault is in the way, or there is nobody to hit
         done = Done(kind=fault.kind, began=began, ended=now(), hit=hit, problem=problem)
         self.journal.append(done)

