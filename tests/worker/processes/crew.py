@@ -111,7 +111,13 @@ class Crew:
         self.workers: list[WorkerProcess] = []
 
     def spawn(
-        self, *, can: Sequence[str] = (), url: str | None = None, hours: float = 0, **config: Any
+        self,
+        *,
+        can: Sequence[str] = (),
+        url: str | None = None,
+        hours: float = 0,
+        is_dedicated: bool = False,
+        **config: Any,
     ) -> WorkerProcess:
         """Start a worker.
 
@@ -119,6 +125,7 @@ class Crew:
             can: the workflows that it can run. Default: all.
             url: how it reaches the database. Default: as the test does.
             hours: how wrong its clock is.
+            is_dedicated: whether its process is set up as by `zart worker`: with uvloop, if that is installed.
             **config: its `WorkerConfig`, or what else its program is told.
         """
         name = f"{self._called}-{len(self.workers)}"
@@ -132,7 +139,7 @@ class Crew:
             program.WORKFLOWS: json.dumps(list(can)),
         }
         home = nursery(self._program, hours)
-        pid = cast("int", home.order("spawn", environment=environment, log=str(log)))
+        pid = cast("int", home.order("spawn", environment=environment, log=str(log), is_dedicated=is_dedicated))
         worker = WorkerProcess(name, pid, log, home)
         self.workers.append(worker)
         return worker

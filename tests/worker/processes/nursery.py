@@ -37,8 +37,8 @@ def main(program: str, hours: float) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def spawn(environment: dict[str, str], log: str) -> int:
-    """Start a worker and return its process id."""
+def spawn(environment: dict[str, str], log: str, *, is_dedicated: bool) -> int:
+    """Start a worker and return its process id; if it is dedicated, its process is set up as by `zart worker`."""
     pid = os.fork()
     if pid:
         _children.add(pid)
@@ -48,7 +48,10 @@ def spawn(environment: dict[str, str], log: str) -> int:
     _replace(sys.stdin.fileno(), os.devnull, os.O_RDONLY)
     for output in (sys.stdout, sys.stderr):
         _replace(output.fileno(), log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    asyncio.run(_programs[0].main())
+    from zart_sqla.worker.process import make_runner  # noqa: PLC0415 - it must not see the right clock
+
+    with make_runner() if is_dedicated else asyncio.Runner() as runner:
+        runner.run(_programs[0].main())
     raise SystemExit
 
 
