@@ -4,12 +4,13 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, LiteralString
 
 from tests.chaos.arena import Connection, connected
-from tests.chaos.audit import CHECKS, INVARIANTS
-from tests.chaos.checker import COMPARISONS, Checker
+from tests.chaos.audit import CHECKS, INVARIANTS, WAKES
+from tests.chaos.checker import COMPARISONS, PASSING, PASSING_SECONDS, Checker, Violation
 from tests.chaos.diary import Diary
 from tests.chaos.drivers import Driver
 from tests.chaos.timeline import timeline
@@ -108,6 +109,7 @@ async def problems(checker: Checker, connection: Connection) -> set[str]:
 def test_all_are_tried() -> None:
     """There is a crime for each check, and a check for each invariant."""
     assert {**CRIMES_OF_PROCESSES, **CRIMES, **LIES}.keys() == {**CHECKS, **COMPARISONS}.keys()
+    assert CHECKS.keys() >= PASSING
     assert {invariant for invariant, _ in CHECKS.values()} | set(COMPARISONS.values()) == set(INVARIANTS)
 
 
@@ -151,6 +153,19 @@ async def test_believes_the_ledger(migrated_url: str, tmp_path: Path) -> None:
         )
         Ledger(tmp_path / "ledger").write("one", "deposit-0", "began", worker="worker-0")
         assert await problems(checker, connection) == {"a turn ran a step that was recorded before it began"}
+
+
+def test_sifts(tmp_path: Path) -> None:
+    """What may be for a moment is told when it has been seen each time for long; all else at once."""
+    checker = Checker("", tmp_path, SEED)
+    task = Violation.of(WAKES, "a task is held by a worker that is not there", [{"task_id": 1}])
+    other = Violation.of(WAKES, "the doctor finds lost runs", [{"run_id": 1}])
+    later, long_after = (replace(task, at=task.at + seconds) for seconds in (PASSING_SECONDS, PASSING_SECONDS * 3))
+    assert checker.sift([task, other]) == [other]
+    assert checker.sift([later]) == []
+    assert checker.sift([]) == []
+    assert checker.sift([later]) == []
+    assert checker.sift([long_after]) == [long_after]
 
 
 async def test_tells_the_time(migrated_url: str, tmp_path: Path) -> None:
