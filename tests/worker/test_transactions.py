@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from tests.support.ledger import Entry, notes, write_note
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import CONFIG, count_rows, let_time_pass, registry_of, scheduler_on, until, working
 from zart_sqla import (
     ExecutionFailed,
@@ -309,6 +312,48 @@ async def test_lost_connection(ledger_url: str, kind: str) -> None:
         assert await notes(scheduler) == ["written"]
         assert (await count_rows(scheduler))["step_attempts"] == 0
     assert attempts == [1, 1]
+
+
+BLOCK = """
+CREATE FUNCTION block() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(42);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER block BEFORE INSERT ON zart_steps FOR EACH ROW EXECUTE FUNCTION block();
+SELECT pg_advisory_lock(42);
+"""
+"""Whoever records a step waits for this connection."""
+
+CUT = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+"""
+
+
+async def test_lost_connection_of_a_cancelled_step(
+    ledger_url: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step that is cancelled while it commits, and then loses its connection, leaves no error that nobody sees."""
+    write = step_of(kind, write_note)
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    caplog.set_level("INFO")
+    async with working(ledger_url, order) as scheduler:
+        blocking = await asyncpg.connect(ledger_url)
+        await blocking.execute(BLOCK)
+        handle = await scheduler.start(order)
+        await eventually(partial(blocking.fetchval, CUT.replace("pg_terminate_backend(pid)", "count(*)")), 1)
+        await handle.cancel()
+        await eventually(lambda: "the execution was cancelled" in caplog.text)
+        assert await blocking.fetchval(CUT)
+        await blocking.close()
+        assert await handle.status() is ExecutionStatus.CANCELLED
+        assert await notes(scheduler) == []
+    gc.collect()  # asyncio complains when it forgets the task
+    assert "never retrieved" not in caplog.text
 
 
 INTERRUPTED = {

@@ -163,6 +163,7 @@ class OpenTransaction:
         # A heartbeat may find that the task is gone, because this has ended it. The turn is stopped then, but whoever
         # waits for the child has to be told.
         committing = asyncio.ensure_future(self._finish(step))
+        committing.add_done_callback(_acknowledge)
         try:
             await asyncio.shield(committing)
         except asyncio.CancelledError:
@@ -230,6 +231,12 @@ class OpenTransaction:
     async def _close(self) -> None:
         await self._session.close()
         await self._connection.close()
+
+
+def _acknowledge(ended: asyncio.Future[None]) -> None:
+    """Take note of how it ended: the turn may be stopped, and asyncio complains of an error that nobody asks for."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 class ThreadTransaction(OpenTransaction):
