@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -34,6 +35,11 @@ def one_run(seed: int, options: argparse.Namespace) -> Summary:
     return summary
 
 
+def _leave(*_: object) -> None:
+    """End in order, so that the server does not stay behind."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Make a run for each seed."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
@@ -44,6 +50,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep ledger, diary and logs, whatever is found")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")  # the embedded server's package does without
+    signal.signal(signal.SIGTERM, _leave)
     summaries = [one_run(seed, options) for seed in options.seed or SEEDS]
     if options.json:
         options.json.write_text(json.dumps([asdict(summary) for summary in summaries], indent=2))

@@ -1,6 +1,5 @@
 """How many runs end in each window of five seconds, and how that changes around a fault."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import LiteralString
 
@@ -48,7 +47,3 @@ class Rates:
                 rates = ", ".join(f"{rate:.1f}" for rate in after)
                 lines.append(f"{fault.began - began:6.1f} s {fault.kind:>14}: {before:.1f} before; {rates} after")
         return lines
-
-    def by_window(self, began: float) -> Counter[int]:
-        """Return how many runs ended in each window since."""
-        return Counter(int((end - began) // WINDOW_SECONDS) for end in self._ends if end >= began)
