@@ -15,6 +15,7 @@ nox.options.sessions = [
     "types",
     "tests(18-latest)",
     "tests(16-oldest)",
+    "chaos",
     "wheel",
 ]
 
@@ -126,6 +127,13 @@ def wheel(session: nox.Session) -> None:
             interrupt_timeout=PATIENCE,
             terminate_timeout=PATIENCE,
         )
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Break all that can break while workers are at work, and check that nothing is lost and nothing is there twice."""
+    session.install("-e", f".[{EXTRAS}]", *group("tests"))
+    run_python(session, "tests.chaos", *session.posargs)
 
 
 @nox.session

@@ -13,7 +13,7 @@ from tests.store.connections import Database
 from tests.store.crew import new, start
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.store import executions
-from zart_sqla.store.failures import brief, is_data_fault, is_transient, sqlstate_of
+from zart_sqla.store.failures import brief, is_data_fault, is_interruption, is_transient, sqlstate_of
 
 STATES = {
     "40001": "transient",
@@ -64,6 +64,7 @@ async def test_every_state(database: Database) -> None:
         raising = text(f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$")
         error = await raised(database, partial(execute, statement=raising))
         assert (sqlstate_of(error), kind_of(error)) == (state, expected)
+        assert is_interruption(error) == (state == "57014")
         assert "on purpose" in brief(error)
         assert "RAISE" not in brief(error)
 

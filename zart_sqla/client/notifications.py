@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zart_sqla.client.engines import apart, connected, opened
 from zart_sqla.store import executions
-from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_transient
+from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_interruption, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -165,6 +165,6 @@ class WakeUps:
                 async with connected(self._engine, _ANSWER_SECONDS) as connection:
                     await connection.run_sync(executions.notify, self._names.work_channel)
             except DATABASE_ERRORS as error:
-                if not is_transient(error):
+                if not (is_transient(error) or is_interruption(error)):
                     raise
                 logger.warning("could not wake the workers, they will find the work by polling: %s", brief(error))

@@ -136,11 +136,14 @@ def _is_dead(names: TableNames) -> ColumnElement[bool]:
     """Return the condition for a worker that is dead.
 
     Its lease ran out; or its connection is gone, and with it the lock, and it has not said since that it lives. After
-    a restart of the server all locks are gone, so the workers from before get a while to take theirs again.
+    a restart of the server all locks are gone, so the workers from before get a while to take theirs again. So it is
+    when one of the server's processes is killed: it ends all connections and recovers in place. Of that it only tells
+    that its statistics begin anew.
     """
     workers = tables_of(names).workers
     silent = workers.c.heartbeat_at < func.now() - _seconds("grace_seconds")
-    server_start = func.pg_postmaster_start_time()
+    recovery = func.pg_stat_get_bgwriter_stat_reset_time()
+    server_start = func.greatest(func.pg_postmaster_start_time(), recovery)
     survived_no_restart = or_(server_start < func.now() - _SERVER_WARM_UP, server_start < workers.c.started_at)
     lock_is_gone = workers.c.lock_key.is_not(None) & ~_is_locked(workers.c.lock_key)
     return or_(workers.c.lease_until < func.now(), case((silent, survived_no_restart & lock_is_gone), else_=False))

@@ -14,6 +14,7 @@ DATABASE_ERRORS: Final[tuple[type[Exception], ...]] = (SQLAlchemyError, OSError,
 asyncpg's own error comes past SQLAlchemy: the server has said that it ends the connection, and has not closed it yet.
 """
 
+_QUERY_CANCELED: Final = "57014"
 _TRANSIENT_STATES: Final = frozenset(
     {
         "40001",  # serialization_failure
@@ -58,6 +59,14 @@ def is_transient(error: BaseException) -> bool:
         return True
     state = sqlstate_of(error)
     return state is not None and (state in _TRANSIENT_STATES or state[:2] in _TRANSIENT_CLASSES)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return whether the server has cancelled the statement: it took longer than it may, or somebody asked for it.
+
+    That it took so long can be the statement's own fault. Of a statement of ours, all of which are short, it is not.
+    """
+    return sqlstate_of(error) == _QUERY_CANCELED
 
 
 def is_data_fault(error: BaseException) -> bool:

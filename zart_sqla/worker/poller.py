@@ -13,7 +13,7 @@ from zart_sqla.store import children, diagnosis, tasks
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -32,12 +32,24 @@ logger: Final = logging.getLogger("zart_sqla.poller")
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
+_RELEASE_SECONDS: Final = 0.5
 _MOMENT_SECONDS: Final = 0.005
 _LOOK_SECONDS: Final = 60.0  # between looks for tasks that are of no use to this worker
 
 
 class Poller:
-    """Claims, as long as there is something to claim; then waits for news, a timer, or the next poll."""
+    """Claims, as long as there is something to claim; then waits for news, a timer, or the next poll.
+
+    Args:
+        engine: where it takes its connection from.
+        names: the tables.
+        identity: the worker.
+        registry: which tasks it can do.
+        config: how much it takes, and how often.
+        clock: the database's time.
+        dispatcher: what runs the turns.
+        writing: gives the tasks for which something is being written, whether their turns still run or not.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it works with
         self,
@@ -48,6 +60,7 @@ class Poller:
         config: WorkerConfig,
         clock: DatabaseClock,
         dispatcher: Dispatcher,
+        writing: Callable[[], Collection[UUID]],
     ) -> None:
         self._engine = engine
         self._names = names
@@ -56,6 +69,7 @@ class Poller:
         self._config = config
         self._clock = clock
         self._dispatcher = dispatcher
+        self._writing = writing
         self._news = asyncio.Event()
         self._may_claim = asyncio.Event()
         self._may_claim.set()
@@ -140,8 +154,8 @@ class Poller:
             if self._is_unsure:
                 self._is_unsure = False
                 await connection.run_sync(self._release_unknown)
-                if self._is_unsure:  # somebody has locked what is to be put back
-                    self._wake_in(_LONGEST_PAUSE_SECONDS)
+                if self._is_unsure:  # not all could be put back
+                    self._wake_in(_RELEASE_SECONDS)
             claimed, seconds = await connection.run_sync(self._take, limit)
             if len(claimed) < limit and time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + _LOOK_SECONDS
@@ -169,10 +183,15 @@ class Poller:
             self._dispatcher.dispatch(task, histories.get(task.task_id, RunHistory()))
 
     def _release_unknown(self, connection: Connection) -> None:
-        """Free what an earlier claim took without its answer ever arriving here."""
+        """Free what an earlier claim took without its answer ever arriving here, and what turns have left unsettled.
+
+        That of which a turn that was given up may still be written stays for later: else another worker could begin,
+        without seeing it, before that is committed.
+        """
         held = self._dispatcher.held
-        found = tasks.release_others(connection, self._names, self._identity.worker_id, held)
-        self._is_unsure = not all(found.values())
+        writing = set(self._writing()) - held.keys()
+        found = tasks.release_others(connection, self._names, self._identity.worker_id, [*held, *writing])
+        self._is_unsure = bool(writing) or not all(found.values())  # the latter if somebody has locked them
         if any(found.values()):
             logger.info("%d tasks of a broken claim go back to the queue", sum(found.values()))
 

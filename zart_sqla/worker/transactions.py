@@ -17,7 +17,7 @@ from zart_sqla.errors import InvalidDataError, NotInWorkflowError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost, Suspended
 from zart_sqla.store import children, tasks
-from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault, is_transient
+from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_data_fault, is_interruption, is_transient
 from zart_sqla.store.tasks import StepToRecord
 from zart_sqla.worker.lent import lend
 
@@ -137,6 +137,7 @@ class OpenTransaction:
         self._transaction = transaction
         self._session = session
         self._has_rolled_back = False
+        self._is_ending = False
         event.listen(session.sync_session, "before_commit", self._refuse_commit)
         event.listen(session.sync_session, "after_soft_rollback", self._note_rollback)
 
@@ -162,6 +163,7 @@ class OpenTransaction:
         # A heartbeat may find that the task is gone, because this has ended it. The turn is stopped then, but whoever
         # waits for the child has to be told.
         committing = asyncio.ensure_future(self._finish(step))
+        committing.add_done_callback(_acknowledge)
         try:
             await asyncio.shield(committing)
         except asyncio.CancelledError:
@@ -183,6 +185,7 @@ class OpenTransaction:
 
     async def _write(self, step: RecordedStep) -> bool:
         """Write the checkpoint and commit; return whether the task was still the worker's."""
+        self._is_ending = True
         try:
             is_written = await self._connection.run_sync(self._record, step)
         except SQLAlchemyError as error:
@@ -215,6 +218,7 @@ class OpenTransaction:
         """Return the signal that ends the turn, if the error is the database's and not the step's."""
         # The driver lets an OSError through when it loses the connection; else it is of the step's own doing.
         is_ours = self._is_disconnected() if isinstance(error, OSError) else is_transient(error)
+        is_ours |= self._is_ending and is_interruption(error)  # it is our statement then, not one of the step's
         return self._opener.put_back(error) if is_ours else None
 
     def _is_disconnected(self) -> bool:
@@ -227,6 +231,12 @@ class OpenTransaction:
     async def _close(self) -> None:
         await self._session.close()
         await self._connection.close()
+
+
+def _acknowledge(ended: asyncio.Future[None]) -> None:
+    """Take note of how it ended: the turn may be stopped, and asyncio complains of an error that nobody asks for."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 class ThreadTransaction(OpenTransaction):

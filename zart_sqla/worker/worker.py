@@ -197,7 +197,7 @@ class _Machinery:
             on_suspended=self._expect,
             on_unsettled=self._doubt,
         )
-        self._poller = Poller(engine, names, identity, registry, config, clock, self._dispatcher)
+        self._poller = Poller(engine, names, identity, registry, config, clock, self._dispatcher, self._writing)
         news = News(
             on_work=self._poller.wake,
             on_cancelled=self._stop_cancelled,
@@ -280,6 +280,9 @@ class _Machinery:
 
     def _trust(self, task: ClaimedTask) -> None:
         self._dispatcher.trust(task)
+
+    def _writing(self) -> set[UUID]:
+        return self._writer.task_ids | self._starter.task_ids
 
     def _doubt(self) -> None:
         self._poller.doubt()

@@ -83,6 +83,7 @@ class Writer:
         self._on_due = on_due
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Pending] = deque()
+        self._batch: list[_Pending] = []
         self._postponed: set[_Pending] = set()
         self._is_hurried = False
         self._has_work = asyncio.Event()
@@ -114,26 +115,31 @@ class Writer:
         for pending in list(self._postponed):
             self._resume(pending)
 
+    @property
+    def task_ids(self) -> set[UUID]:
+        """The tasks for which there is something to write, or which a commit that is under way may write for."""
+        return {pending.write.task.task_id for pending in (*self._batch, *self._queue, *self._postponed)}
+
     async def flush(self) -> None:
         """Return when all that was to be written is."""
         await self._is_idle.wait()
 
     async def run(self) -> None:
         """Write what comes, until cancelled; what comes later is not written."""
-        batch: list[_Pending] = []
         try:
             while True:
                 await self._has_work.wait()
-                batch = self._take()
-                for part in _parts(batch):
+                self._batch = self._take()
+                for part in _parts(self._batch):
                     await self._settle(part)
+                self._batch = []
                 if not self._queue:
                     self._has_work.clear()
                     if not self._postponed:
                         self._is_idle.set()
         finally:
             self._is_closed = True
-            for pending in (*batch, *self._queue, *self._postponed):
+            for pending in (*self._batch, *self._queue, *self._postponed):
                 _resolve(pending, Written())
 
     def _take(self) -> list[_Pending]:

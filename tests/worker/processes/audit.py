@@ -11,7 +11,9 @@ INSTALL: LiteralString = """
 CREATE TABLE deposits (execution_id text NOT NULL, step text NOT NULL);
 CREATE TABLE audit (
     id bigint GENERATED ALWAYS AS IDENTITY, kind text, run_id uuid, detail text,
-    task_id uuid, token integer, is_fenced boolean, writer text DEFAULT current_setting('application_name')
+    task_id uuid, token integer, holder uuid, is_fenced boolean,
+    writer text DEFAULT current_setting('application_name'),
+    xid xid8 DEFAULT pg_current_xact_id(), at timestamptz DEFAULT clock_timestamp()
 );
 
 CREATE FUNCTION audit_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -37,11 +39,14 @@ CREATE TRIGGER audit BEFORE DELETE ON zart_tasks FOR EACH ROW WHEN (OLD.step IS 
 CREATE FUNCTION is_there(worker uuid) RETURNS boolean STABLE LANGUAGE sql AS
     'SELECT EXISTS (SELECT FROM zart_workers WHERE worker_id = worker)';
 
--- The turn of the body that was under way as the statement saw it: a stable function sees no more than that.
+-- The turns that were under way as the statement saw it, of the body and of the child: a stable function sees no more.
 CREATE FUNCTION audit_turn() RETURNS trigger STABLE LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('audit.turn', (
         SELECT to_jsonb(t)::text FROM zart_tasks t WHERE task_id = NEW.run_id AND is_there(worker_id)), true);
+    PERFORM set_config('audit.child', (
+        SELECT to_jsonb(t)::text FROM zart_tasks t
+        WHERE parent_run_id = NEW.run_id AND step = NEW.name AND is_there(worker_id)), true);
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_1_turn AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_turn();
@@ -63,19 +68,24 @@ BEGIN
         SELECT * INTO run FROM jsonb_populate_record(run, nullif(current_setting('audit.turn'), '')::jsonb);
     END IF;
     SELECT * INTO child FROM zart_tasks WHERE parent_run_id = NEW.run_id AND step = NEW.name;
+    -- Nor does the end of a run wait for children of which it has no more need.
+    IF child.task_id IS NULL AND (SELECT outcome IS NOT NULL FROM zart_execution_runs WHERE run_id = NEW.run_id) THEN
+        SELECT * INTO child FROM jsonb_populate_record(child, nullif(current_setting('audit.child'), '')::jsonb);
+    END IF;
     SELECT * INTO deleted FROM deleted_children
     WHERE parent_run_id = NEW.run_id AND step = NEW.name AND xid = pg_current_xact_id();
-    INSERT INTO audit (kind, run_id, detail, task_id, token, is_fenced)
-    SELECT 'checkpoint', NEW.run_id, NEW.name, by.task_id, by.token, by.is_fenced
+    INSERT INTO audit (kind, run_id, detail, task_id, token, holder, is_fenced)
+    SELECT 'checkpoint', NEW.run_id, NEW.name, by.task_id, by.token, by.holder, by.is_fenced
     FROM (VALUES
-        (NEW.kind <> 'child', run.task_id, run.attempt, is_there(run.worker_id)),
-        (NEW.kind = 'child' AND child.task_id IS NOT NULL, child.task_id, child.attempt, is_there(child.worker_id)),
+        (NEW.kind <> 'child', run.task_id, run.attempt, run.worker_id, is_there(run.worker_id)),
+        (NEW.kind = 'child' AND child.task_id IS NOT NULL,
+            child.task_id, child.attempt, child.worker_id, is_there(child.worker_id)),
         (NEW.kind = 'child' AND child.task_id IS NULL AND ends LIKE 'step_cancelled %',
-            run.task_id, run.attempt, deleted.task_id IS NOT NULL AND is_there(run.worker_id)),
+            run.task_id, run.attempt, run.worker_id, deleted.task_id IS NOT NULL AND is_there(run.worker_id)),
         (NEW.kind = 'child' AND child.task_id IS NULL AND ends NOT LIKE 'step_cancelled %',
-            deleted.task_id, deleted.attempt,
+            deleted.task_id, deleted.attempt, NULL,
             ends LIKE '% WorkerCrashed' AND deleted.worker_id IS NOT NULL AND NOT is_there(deleted.worker_id))
-    ) AS by (applies, task_id, token, is_fenced) WHERE by.applies;
+    ) AS by (applies, task_id, token, holder, is_fenced) WHERE by.applies;
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_2_checkpoint AFTER INSERT OR UPDATE ON zart_steps FOR EACH ROW EXECUTE FUNCTION audit_checkpoint();
@@ -160,7 +170,7 @@ FORBIDDEN: Mapping[str, LiteralString] = {
         WITH written AS (SELECT execution_id, step FROM deposits),
              recorded AS (
                  SELECT execution_id, name FROM zart_steps s JOIN zart_execution_runs USING (run_id)
-                 WHERE name LIKE 'deposit%' AND s.error IS NULL)
+                 WHERE (name LIKE 'deposit%' OR name LIKE 'undo-deposit%') AND s.error IS NULL)
         (TABLE written EXCEPT ALL TABLE recorded) UNION ALL (TABLE recorded EXCEPT ALL TABLE written)
     """,
 }

@@ -15,13 +15,15 @@ from typing import Any, cast
 from tests.support.postgres import ROOT
 from tests.worker.processes import program, workflows
 
+PROGRAM = program.__name__
+
 
 class Nursery:
     """The process from which workers are forked. It ends them, and itself, when this process ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str, hours: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.worker.processes.nursery"],
+            [sys.executable, "-m", "tests.worker.processes.nursery", program, str(hours)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -38,14 +40,14 @@ class Nursery:
 
 
 @functools.cache
-def nursery() -> Nursery:
-    """Return the nursery of this process."""
-    return Nursery()
+def nursery(program: str, hours: float) -> Nursery:
+    """Return this process's nursery for a program, whose workers have clocks that are so many hours late or early."""
+    return Nursery(program, hours)
 
 
 @dataclass
 class WorkerProcess:
-    """A worker: a process of its own.
+    """A worker, or another program: a process of its own.
 
     Attributes:
         name: its name, in the ledger and in the server's list of connections.
@@ -56,13 +58,14 @@ class WorkerProcess:
     name: str
     pid: int
     _log: Path
+    _nursery: Nursery
     exit_code: int | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
         if self.exit_code is None:
-            self.exit_code = cast("int | None", nursery().order("ended", pid=self.pid, is_awaited=False))
+            self.exit_code = cast("int | None", self._nursery.order("ended", pid=self.pid, is_awaited=False))
         return self.exit_code is None
 
     @property
@@ -79,11 +82,11 @@ class WorkerProcess:
         """Kill it without warning; return when it is gone."""
         self.signal(signal.SIGKILL)
         if self.exit_code is None:
-            self.exit_code = cast("int", nursery().order("ended", pid=self.pid, is_awaited=True))
+            self.exit_code = cast("int", self._nursery.order("ended", pid=self.pid, is_awaited=True))
 
     def freeze(self) -> None:
         """Stop it; return when it stands still."""
-        nursery().order("freeze", pid=self.pid)
+        self._nursery.order("freeze", pid=self.pid)
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -91,22 +94,41 @@ class WorkerProcess:
 
 
 class Crew:
-    """The workers of one test."""
+    """The workers of one test, or other processes that run a program.
 
-    def __init__(self, url: str, folder: Path) -> None:
+    Args:
+        url: how they reach the database.
+        folder: where their logs and the ledger lie.
+        program: the module whose `main` they run.
+        called: how their names begin.
+    """
+
+    def __init__(self, url: str, folder: Path, *, program: str = PROGRAM, called: str = "worker") -> None:
         self._url = url
         self._folder = folder
+        self._program = program
+        self._called = called
         self.workers: list[WorkerProcess] = []
 
-    def spawn(self, *, can: Sequence[str] = (), url: str | None = None, **config: Any) -> WorkerProcess:
+    def spawn(
+        self,
+        *,
+        can: Sequence[str] = (),
+        url: str | None = None,
+        hours: float = 0,
+        is_dedicated: bool = False,
+        **config: Any,
+    ) -> WorkerProcess:
         """Start a worker.
 
         Args:
             can: the workflows that it can run. Default: all.
             url: how it reaches the database. Default: as the test does.
-            **config: its `WorkerConfig`.
+            hours: how wrong its clock is.
+            is_dedicated: whether its process is set up as by `zart worker`: with uvloop, if that is installed.
+            **config: its `WorkerConfig`, or what else its program is told.
         """
-        name = f"worker-{len(self.workers)}"
+        name = f"{self._called}-{len(self.workers)}"
         log = self._folder / f"{name}.log"
         log.touch()
         environment = {
@@ -116,8 +138,9 @@ class Crew:
             program.CONFIG: json.dumps(config),
             program.WORKFLOWS: json.dumps(list(can)),
         }
-        pid = cast("int", nursery().order("spawn", environment=environment, log=str(log)))
-        worker = WorkerProcess(name, pid, log)
+        home = nursery(self._program, hours)
+        pid = cast("int", home.order("spawn", environment=environment, log=str(log), is_dedicated=is_dedicated))
+        worker = WorkerProcess(name, pid, log, home)
         self.workers.append(worker)
         return worker
 
@@ -128,9 +151,9 @@ class Crew:
 
 
 @contextmanager
-def crew(url: str, folder: Path) -> Generator[Crew]:
+def crew(url: str, folder: Path, *, program: str = PROGRAM, called: str = "worker") -> Generator[Crew]:
     """Yield a crew without members; end those that it has got in the end."""
-    made = Crew(url, folder)
+    made = Crew(url, folder, program=program, called=called)
     try:
         yield made
     finally:

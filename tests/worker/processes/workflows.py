@@ -187,6 +187,15 @@ async def fail(label: str, _: str) -> None:
     raise LookupError(label)
 
 
+@step("{label}", retry=Retry.fixed(9, "200ms"))
+async def flaky(label: str, attempts: str) -> int:
+    """Fail on each attempt but the last of so many."""
+    _note(label, "began")
+    if context().attempt < int(attempts):
+        raise LookupError(label)
+    return context().attempt
+
+
 @step("{label}")
 async def stand(label: str, _: str) -> None:
     """Stand until interrupted, and note that."""
@@ -234,6 +243,7 @@ STEPS: dict[str, Callable[[str, str], StepCall[Any]]] = {
     "die": die,
     "die_once": die_once,
     "fail": fail,
+    "flaky": flaky,
     "hold": hold,
     "leave": leave,
     "note": note,
@@ -497,6 +507,27 @@ async def relay(state: list[int]) -> int:
     return number
 
 
+@durable
+async def savings(state: list[int]) -> int:
+    """Make a deposit and begin the next run, from the first number up to the last. The result is that one."""
+    number, last = state
+    await deposit(f"deposit-{number}", "")
+    if number < last:
+        await continue_as_new([number + 1, last])
+    return number
+
+
+@durable(retry=Retry.fixed(9, "200ms"))
+async def stubborn(lines: list[str]) -> int:
+    """Do what the lines say, but the last one, which is how many attempts this takes. The result is that number."""
+    attempt = context().attempt  # of the body, out here
+    *todo, attempts = lines
+    await script(todo)
+    if attempt < int(attempts):
+        raise LookupError(attempts)
+    return attempt
+
+
 async def mend(scripts: list[list[str]], failure: Failure) -> str:
     """Do what the second script says, after the failure. The result is what that was."""
     await script(scripts[1])
@@ -532,8 +563,10 @@ ALL: dict[str, Durable[Any, Any]] = {
     "parent": parent,
     "relay": relay,
     "restless": restless,
+    "savings": savings,
     "script": script,
     "script_thread": script_thread,
+    "stubborn": stubborn,
     "undone": undone,
 }
 
