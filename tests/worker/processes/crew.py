@@ -98,12 +98,15 @@ class Crew:
         self._folder = folder
         self.workers: list[WorkerProcess] = []
 
-    def spawn(self, *, can: Sequence[str] = (), url: str | None = None, **config: Any) -> WorkerProcess:
+    def spawn(
+        self, *, can: Sequence[str] = (), url: str | None = None, dies: Sequence[str] = (), **config: Any
+    ) -> WorkerProcess:
         """Start a worker.
 
         Args:
             can: the workflows that it can run. Default: all.
             url: how it reaches the database. Default: as the test does.
+            dies: the point and the moment at which it takes itself down, of `tests.worker.processes.points`.
             **config: its `WorkerConfig`.
         """
         name = f"worker-{len(self.workers)}"
@@ -115,6 +118,7 @@ class Crew:
             workflows.NAME: name,
             program.CONFIG: json.dumps(config),
             program.WORKFLOWS: json.dumps(list(can)),
+            program.DIES: json.dumps(list(dies)),
         }
         pid = cast("int", nursery().order("spawn", environment=environment, log=str(log)))
         worker = WorkerProcess(name, pid, log)

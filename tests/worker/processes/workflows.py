@@ -187,6 +187,15 @@ async def fail(label: str, _: str) -> None:
     raise LookupError(label)
 
 
+@step("{label}", retry=Retry.fixed(1, "600ms"))
+async def falter(label: str, _: str) -> int:
+    """Fail on the first attempt."""
+    _note(label, "began")
+    if not context().is_retry:
+        raise OSError(label)
+    return context().attempt
+
+
 @step("{label}")
 async def stand(label: str, _: str) -> None:
     """Stand until interrupted, and note that."""
@@ -234,6 +243,7 @@ STEPS: dict[str, Callable[[str, str], StepCall[Any]]] = {
     "die": die,
     "die_once": die_once,
     "fail": fail,
+    "falter": falter,
     "hold": hold,
     "leave": leave,
     "note": note,
@@ -497,6 +507,15 @@ async def relay(state: list[int]) -> int:
     return number
 
 
+@durable(retry=Retry.fixed(1, "600ms"))
+async def restive(lines: list[str]) -> int:
+    """Do what the lines say; the body itself fails on its first attempt. The result is the number of the attempt."""
+    await script(lines)
+    if not context().is_retry:
+        raise OSError("not yet")
+    return context().attempt
+
+
 async def mend(scripts: list[list[str]], failure: Failure) -> str:
     """Do what the second script says, after the failure. The result is what that was."""
     await script(scripts[1])
@@ -531,6 +550,7 @@ ALL: dict[str, Durable[Any, Any]] = {
     "nested": nested,
     "parent": parent,
     "relay": relay,
+    "restive": restive,
     "restless": restless,
     "script": script,
     "script_thread": script_thread,
