@@ -1,0 +1,109 @@
+"""What sessions are at: transactions that are not over, and what is known of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+from sqlalchemy import Engine, delete
+
+from tests.store.protocol.sessions import Session, Sessions
+from zart_sqla import TableNames
+from zart_sqla.models.mapping import tables_of
+from zart_sqla.records import (
+    ClaimedTask,
+)
+
+SESSIONS = 4
+MOST_WORKERS = 3
+MAX_CRASHES = 3
+HOUR = timedelta(hours=1)
+
+places = st.integers(0, 30)
+ids = st.sampled_from(["a", "b", "c"])
+step_names = st.sampled_from(["s0", "s1"])
+event_names = st.sampled_from(["e", "f"])
+child_names = st.lists(st.sampled_from(["c0", "c1"]), min_size=1, unique=True)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a worker believes to hold.
+
+    Attributes:
+        worker: the worker.
+        task: the task, as it was claimed.
+        seen: how many events the execution had been offered then.
+    """
+
+    worker: UUID
+    task: ClaimedTask
+    seen: int
+
+
+@dataclass(eq=False)
+class Work:
+    """What a session is at: a transaction that is not over.
+
+    Attributes:
+        session: the session.
+        lane: what part of a worker, or `app`; of most, a worker has one at a time.
+        worker: the worker.
+        claim: what it writes for.
+        statements: how many have been sent.
+        is_brief: whether it is committed as soon as it is answered.
+        fence: the worker for which it has written, whose row it has locked against being deleted.
+        locks: the tasks that it may have locked.
+        touched: the executions that the model does not know as this transaction does.
+        buried: the workers that it has deleted.
+        effects: what will be so when it is committed.
+        told: what is done with the answer.
+    """
+
+    session: Session
+    lane: str
+    worker: UUID | None = None
+    claim: Claim | None = None
+    statements: int = 0
+    is_brief: bool = False
+    fence: UUID | None = None
+    locks: set[UUID] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)
+    buried: set[UUID] = field(default_factory=set)
+    effects: list[Callable[[], None]] = field(default_factory=list)
+    told: Callable[[Any], None] | None = None
+    was_blocked: bool = False
+
+
+def can(*conditions: str) -> Callable[[Any], Any]:
+    """Return the precondition that all of these methods of the machine give something true."""
+    return precondition(lambda machine: all(getattr(machine, condition)() for condition in conditions))
+
+
+class World:
+    """The database in which the machine runs again and again.
+
+    Args:
+        engine: where it is.
+        names: its tables.
+    """
+
+    def __init__(self, engine: Engine, names: TableNames) -> None:
+        self.names = names
+        self.tables = tables_of(names)
+        self.sessions = Sessions(engine, SESSIONS)
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.sessions.calm()
+        t = self.tables
+        for table in (t.executions, t.execution_runs, t.tasks, t.steps, t.step_attempts, t.events, t.stream_items):
+            self.sessions.observer.execute(delete(table))
+        self.sessions.observer.execute(delete(t.workers))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.sessions.close()
