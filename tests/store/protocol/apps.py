@@ -3,11 +3,12 @@
 from uuid import UUID
 
 from hypothesis.stateful import rule
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, update
 
 from tests.store.crew import new
+from tests.store.protocol.model import LATER, Task
 from tests.store.protocol.transactions import Transactions
-from tests.store.protocol.work import can, event_names, ids, places
+from tests.store.protocol.work import HOUR, can, event_names, ids, places
 from zart_sqla.records import (
     NewEvent,
 )
@@ -93,10 +94,25 @@ class Apps(Transactions):
             if ended:
                 work.touched |= set(self.model.executions) | {execution_id}
                 work.locks |= set(self.model.tasks)
-                work.effects.append(lambda: self.model.cancel(ended))
+                work.effects.append(lambda: self._cancelled(ended))
 
         work.statements += 1  # it is more than one
         self._send(work, send, told)
+
+    def _cancelled(self, ended: set[UUID]) -> None:
+        """Note what follows: a task for each run whose handler has something to do then. It is put off here."""
+        cleaned = ended & self.model.cleaners
+        signals = {run_id: self.model.tasks[run_id].signals for run_id in ended}
+        self.model.cancel(ended)
+        table = self.world.tables.tasks
+        new = (table.c.task_id != table.c.run_id) & table.c.step.is_(None) & table.c.run_id.in_(ended)
+        found = self.observer.execute(
+            update(table).values(due_at=func.now() + HOUR).where(new).returning(table.c.task_id, table.c.run_id)
+        )
+        runs = {row.task_id: row.run_id for row in found}
+        assert sorted(runs.values()) == sorted(cleaned)
+        for task_id, run_id in runs.items():
+            self.model.tasks[task_id] = Task(run_id, token=1, due=LATER, signals=signals[run_id], is_cleanup=True)
 
     @can("_has_idle_or_app")
     @rule(at=places, execution_id=ids)

@@ -64,8 +64,8 @@ class Crew(Transactions):
         def told(beat: workers.Beat) -> None:
             assert beat.is_alive is (worker in self.model.workers)
             if not work.was_blocked:
-                assert beat.lost == lost
                 assert beat.has_dead is has_dead
+                assert beat.lost == lost or not beat.is_alive  # then nothing is its own
             if beat.is_alive:
                 work.effects.append(lambda: self.model.dead.discard(worker))
 
@@ -118,7 +118,7 @@ class Crew(Transactions):
         task = self.model.tasks[orphan.task_id]
         if task.holder not in buried:
             assert orphan.crashes == task.crashes
-        elif orphan.task_id in self.model.progress:
+        elif task.step is None and task.run_id in self.model.progress:
             assert orphan.crashes in {1, task.crashes + 1}
         else:
             assert orphan.crashes == task.crashes + 1
@@ -131,6 +131,9 @@ class Crew(Transactions):
             task = model.tasks.get(one.task_id)
             if one.task_id in failed_runs:
                 assert task is not None
+                if task.is_cleanup:  # the run has ended already
+                    del model.tasks[one.task_id]
+                    continue
                 if task.parent is not None:
                     model.debts[task.parent].add(me)
                 model.end(one.task_id, "failed", keeps_failures=True)
@@ -188,38 +191,44 @@ class Crew(Transactions):
     # Claims -------------------------------------------------------------------------------------------------------
 
     @can("_idle", "_any_registered", "_claimable")
-    @rule(at=places, limit=st.sampled_from([1, 100]), is_brief=st.booleans(), is_heard=st.integers(0, 5))
-    def claim(self, *, at: int, limit: int, is_brief: bool, is_heard: int) -> None:
+    @rule(
+        at=places,
+        limit=st.sampled_from([1, 100]),
+        has_cleanup=st.booleans(),
+        is_brief=st.booleans(),
+        is_heard=st.integers(0, 5),
+    )
+    def claim(self, *, at: int, limit: int, has_cleanup: bool, is_brief: bool, is_heard: int) -> None:
         """A worker claims; now and then it does not hear what it got."""
         worker = self._worker(at)
         work = worker and self._begin("poller", worker)
         if not worker or not work:
             return
         work.is_brief = is_brief
-        before = self._claimable()
+        before, cleaners = self._claimable(), ["task"] if has_cleanup else []
 
         def told(answer: tuple[list[ClaimedTask], float | None]) -> None:
             claimed, _ = answer
             self._check_claim(work, claimed, before, limit)
             work.fence = worker if claimed else None
             work.locks |= {one.task_id for one in claimed}
-            work.effects.append(lambda: self._give(worker, claimed))
+            work.effects.append(lambda: self._give(worker, claimed, has_cleanup=has_cleanup))
             if is_heard:
                 work.effects.append(lambda: self._believe(worker, claimed))
 
         self._send(
             work,
             lambda connection: tasks.claim(
-                connection, self.names, worker, task_names=["task"], queues=None, limit=limit
+                connection, self.names, worker, task_names=["task"], cleaners=cleaners, queues=None, limit=limit
             ),
             told,
         )
 
-    def _give(self, worker: UUID, claimed: Iterable[ClaimedTask]) -> None:
+    def _give(self, worker: UUID, claimed: Iterable[ClaimedTask], *, has_cleanup: bool) -> None:
         tokens = {(one.task_id, one.attempt) for one in claimed}
         assert not tokens & self.given, "two claims have the same token"
         self.given |= tokens
-        self.model.claim(worker, claimed)
+        self.model.claim(worker, claimed, has_cleanup=has_cleanup)
 
     def _believe(self, worker: UUID, claimed: Iterable[ClaimedTask]) -> None:
         for one in claimed:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 from tests.store.crew import ERROR, new
 from tests.store.family import CALL
 from tests.store.protocol.model import ANYONE, NOW
-from tests.store.protocol.turns import Turns
+from tests.store.protocol.turns import CHILD, Turns
 from tests.store.protocol.work import Work, can, child_names, ids, places
 from zart_sqla.records import (
     GIVEN_UP,
@@ -67,7 +67,7 @@ class Family(Turns):
     @rule(at=places, has_failed=st.booleans(), is_brief=st.booleans(), is_trx=st.booleans())
     def end_child(self, *, at: int, has_failed: bool, is_brief: bool, is_trx: bool) -> None:
         """Record a child, and end its task."""
-        if (found := self._writing(at, self._lane(is_trx=is_trx), is_child=True, is_brief=is_brief)) is None:
+        if (found := self._writing(at, self._lane(is_trx=is_trx), kind=CHILD, is_brief=is_brief)) is None:
             return
         work, claim = found
         task = claim.task

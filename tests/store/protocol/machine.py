@@ -43,7 +43,7 @@ class Protocol(Apps, Crew, Family):
             self._end_all()
         for has_lock in (True, False):
             self.register(has_lock=has_lock)
-        self.claim(at=0, limit=100, is_brief=True, is_heard=1)
+        self.claim(at=0, limit=100, has_cleanup=True, is_brief=True, is_heard=1)
 
     # What must be so at any time ----------------------------------------------------------------------------------
 
@@ -149,11 +149,13 @@ class Protocol(Apps, Crew, Family):
                 self.offer(at=0, execution_id=execution_id, name=name)
                 self._end_all()
         self.tables_are_as_the_model_says()
-        self.claim(at=self.registered.index(me), limit=100, is_brief=True, is_heard=1)
+        self.claim(at=self.registered.index(me), limit=100, has_cleanup=False, is_brief=True, is_heard=1)
         while self.claims:
-            is_child = self.claims[-1].task.child is not None
-            if is_child:
+            claimed = self.claims[-1].task
+            if claimed.child is not None:
                 self.end_child(at=0, has_failed=False, is_brief=True, is_trx=False)
+            elif claimed.is_cleanup:
+                self.end_cleanup(at=0, is_brief=True)
             else:
                 self.finish(at=0, outcome="completed", is_brief=True)
             self.claims.pop()
@@ -173,6 +175,7 @@ def _task_of(row: Any) -> Task:
         parent=row.parent_run_id,
         crashes=row.crashes,
         signals=row.signals,
+        is_cleanup=row.task_id != row.run_id and row.step is None,
     )
 
 

@@ -27,6 +27,7 @@ class Task:
     parent: UUID | None = None
     crashes: int = 0
     signals: int = 0
+    is_cleanup: bool = False
 
     @property
     def is_claimable(self) -> bool:
@@ -58,7 +59,8 @@ class Model:
 
     Attributes:
         debts: the runs that wait for children, and perhaps long enough; with the workers that have still to look.
-        progress: the runs' tasks that have got somewhere since they were claimed.
+        progress: the runs that have got somewhere since they were claimed.
+        cleaners: the tasks whose handlers have something to do when their runs are cancelled.
     """
 
     workers: set[UUID] = field(default_factory=set)
@@ -72,6 +74,7 @@ class Model:
     items: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     debts: dict[UUID, set[UUID]] = field(default_factory=lambda: defaultdict(set))
     progress: set[UUID] = field(default_factory=set)
+    cleaners: set[UUID] = field(default_factory=set)
 
     def change(self, task_id: UUID, **values: object) -> None:
         """Change a row of the queue."""
@@ -101,11 +104,15 @@ class Model:
         self.runs[run_id] = Run(execution_id)
         self.tasks[run_id] = Task(run_id, parent=parent_run_id)
 
-    def claim(self, worker: UUID, claimed: Iterable[ClaimedTask]) -> None:
+    def claim(self, worker: UUID, claimed: Iterable[ClaimedTask], *, has_cleanup: bool) -> None:
         """The worker holds tasks."""
         for one in claimed:
             self.change(one.task_id, token=one.attempt, holder=worker)
-            self.progress.discard(one.task_id)
+            self.cleaners.discard(one.task_id)
+            if has_cleanup:
+                self.cleaners.add(one.task_id)
+            if one.child is None:
+                self.progress.discard(one.run_id)
 
     def record(self, run_id: UUID, name: str, value: str, *, is_child: bool = False) -> None:
         """There is a checkpoint."""
@@ -153,6 +160,8 @@ class Model:
         self.runs[new] = Run(execution_id)
         self.tasks[new] = Task(new, signals=before.signals, parent=before.parent)
         self.follow(old, new)
+        if old in self.cleaners:
+            self.cleaners.add(new)
 
     def cancel(self, run_ids: Iterable[UUID]) -> None:
         """Runs were cancelled; whoever waits for one of them has to look."""

@@ -72,7 +72,10 @@ class Transactions(RuleBasedStateMachine):
         return bool(self.model.dead) and bool(self.model.workers)
 
     def _run_claims(self) -> list[Claim]:
-        return [one for one in self.claims if one.task.child is None]
+        return [one for one in self.claims if one.task.child is None and not one.task.is_cleanup]
+
+    def _cleanup_claims(self) -> list[Claim]:
+        return [one for one in self.claims if one.task.is_cleanup]
 
     def _child_claims(self) -> list[Claim]:
         return [one for one in self.claims if one.task.child is not None]
@@ -200,8 +203,6 @@ class Transactions(RuleBasedStateMachine):
 
     def _end_all(self) -> None:
         while self.works:
-            for work in self._ready():
+            for work in self._ready()[:1]:
                 self._commit(work)
             self._settle()
-            if self.works and not self._ready():
-                self._settle()

@@ -16,20 +16,20 @@ from zart_sqla.records import (
     RecordedStep,
     StepKind,
 )
-from zart_sqla.store import events, streams, tasks
+from zart_sqla.store import children, events, streams, tasks
 from zart_sqla.store.events import EventToTake
 from zart_sqla.store.streams import ItemToEmit
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, RunToRenew, StepToRecord, TaskToPutDown
+
+RUN, CHILD, CLEANUP = KINDS = ("run", "child", "cleanup")
 
 
 class Turns(Transactions):
     """Rules of turns."""
 
-    def _writing(
-        self, at: int, lane: str, *, is_child: bool = False, is_brief: bool = False
-    ) -> tuple[Work, Claim] | None:
+    def _writing(self, at: int, lane: str, *, kind: str = RUN, is_brief: bool = False) -> tuple[Work, Claim] | None:
         """Return new work for a claim, one that counts or an old one; None if it cannot be just now."""
-        known = self._child_claims() if is_child else self._run_claims()
+        known = {RUN: self._run_claims, CHILD: self._child_claims, CLEANUP: self._cleanup_claims}[kind]()
         effective = [one for one in known if self._is_effective(one)]
         chosen = effective if effective and at % 4 else known  # some are old
         if not chosen:
@@ -66,11 +66,18 @@ class Turns(Transactions):
     def _lane(self, *, is_trx: bool) -> str:
         return "trx" if is_trx else "writer"
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, name=step_names, has_failed=st.booleans(), is_trx=st.booleans(), is_brief=st.booleans())
-    def record(self, *, at: int, name: str, has_failed: bool, is_trx: bool, is_brief: bool) -> None:
+    @can("_idle", "_any_claims")
+    @rule(
+        at=places,
+        name=step_names,
+        kind=st.sampled_from([RUN, CLEANUP]),
+        has_failed=st.booleans(),
+        is_trx=st.booleans(),
+        is_brief=st.booleans(),
+    )
+    def record(self, *, at: int, name: str, kind: str, has_failed: bool, is_trx: bool, is_brief: bool) -> None:
         """Record a step, by the writer or in the step's own transaction."""
-        if (found := self._writing(at, self._lane(is_trx=is_trx), is_brief=is_brief)) is None:
+        if (found := self._writing(at, self._lane(is_trx=is_trx), kind=kind, is_brief=is_brief)) is None:
             return
         work, claim = found
         result, error = (None, ERROR) if has_failed else ("1", None)
@@ -107,10 +114,10 @@ class Turns(Transactions):
         self._send(work, lambda connection: tasks.record_attempts(connection, self.names, claim.worker, wanted), told)
 
     @can("_idle", "_any_claims")
-    @rule(at=places, due=st.sampled_from([NOW, LATER]), is_brief=st.booleans(), is_child=st.booleans())
-    def put_down(self, *, at: int, due: str, is_brief: bool, is_child: bool) -> None:
+    @rule(at=places, due=st.sampled_from([NOW, LATER]), is_brief=st.booleans(), kind=st.sampled_from(KINDS))
+    def put_down(self, *, at: int, due: str, is_brief: bool, kind: str) -> None:
         """Put a task down, for others to go on, or until a retry."""
-        self._put_down(at, due, None, None, is_brief=is_brief, is_child=is_child)
+        self._put_down(at, due, None, None, is_brief=is_brief, kind=kind)
 
     @can("_idle", "_run_claims")
     @rule(at=places, name=event_names, has_timeout=st.booleans(), is_brief=st.booleans())
@@ -132,9 +139,9 @@ class Turns(Transactions):
         awaits_open: int | None,
         *,
         is_brief: bool,
-        is_child: bool = False,
+        kind: str = RUN,
     ) -> None:
-        if (found := self._writing(at, "writer", is_child=is_child, is_brief=is_brief)) is None:
+        if (found := self._writing(at, "writer", kind=kind, is_brief=is_brief)) is None:
             return
         work, claim = found
         task = claim.task
@@ -187,6 +194,24 @@ class Turns(Transactions):
                 work.effects.append(end)
 
         self._send(work, lambda connection: tasks.finish(connection, self.names, claim.worker, [ended]), told)
+
+    @can("_idle", "_cleanup_claims")
+    @rule(at=places, is_brief=st.booleans())
+    def end_cleanup(self, *, at: int, is_brief: bool) -> None:
+        """End what follows a cancellation."""
+        if (found := self._writing(at, "writer", kind=CLEANUP, is_brief=is_brief)) is None:
+            return
+        work, claim = found
+
+        def end() -> None:
+            del self.model.tasks[claim.task.task_id]
+
+        def told(written: set[UUID]) -> None:
+            self._told_of_bound(work, claim, is_written=bool(written))
+            if written:
+                work.effects.append(end)
+
+        self._send(work, lambda connection: children.remove(connection, self.names, claim.worker, [claim.task]), told)
 
     @can("_idle", "_run_claims")
     @rule(at=places, is_brief=st.booleans())
