@@ -5,9 +5,10 @@ Whoever comes next goes on with what is written, and does again what is not. Not
 
 import ast
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -56,9 +57,10 @@ class Scene:
     """What brings a worker to a point.
 
     Attributes:
-        data: the input of the execution.
+        data: the input of the execution, in which `<queue>` stands for the name of its queue.
         result: what it comes to: a value, or how it ends without one.
         task: the workflow.
+        settings: those of the worker that is to die which are not the usual ones.
         prepare: what happens before the worker comes that is to die.
         provoke: what happens when it is there.
         is_apart: whether the deaths of others would disturb it.
@@ -67,6 +69,7 @@ class Scene:
     data: Any
     result: Any
     task: str = "script"
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
     prepare: Callable[[Act], Awaitable[Any]] | None = None
     provoke: Callable[[Act, WorkerProcess], Awaitable[Any]] | None = None
     is_apart: bool = False
@@ -79,6 +82,11 @@ async def _offer(act: Act, *_: Any) -> None:
 async def _send_home(act: Act, worker: WorkerProcess) -> None:
     await act.began("a")
     worker.signal(signal.SIGTERM)
+
+
+WAITS: LiteralString = """
+SELECT bool_or(t.awaits_open = 0 AND t.worker_id IS NULL) FROM zart_tasks t WHERE queue = %s AND step IS NULL
+"""
 
 
 async def _cut_off(act: Act, worker: WorkerProcess) -> None:
@@ -105,9 +113,24 @@ async def _orphan(act: Act) -> None:
     assert not helper.is_running
 
 
+async def _end_child(act: Act, *_: Any) -> None:
+    """Have the child end when the run waits for it."""
+    await act.began("hold-f-0")
+    await eventually(lambda: act.play.database.value(WAITS, act.queue))
+    act.play.open(act.queue)
+
+
 async def _orphan_group(act: Act) -> None:
-    helper = act.play.crew.spawn(**QUICK, queues=[act.queue], dies=("wake", Moment.UNSENT))
+    helper = act.play.crew.spawn(**QUICK, queues=[act.queue], dies=("wake at the end of a child", Moment.UNSENT))
+    await _end_child(act)
     await eventually(lambda: not helper.is_running)
+
+
+async def _leave_group(act: Act, worker: WorkerProcess) -> None:
+    await act.began("hold-f-0")
+    worker.signal(signal.SIGTERM)
+    await eventually(lambda: " stops" in worker.log)
+    await _end_child(act)
 
 
 SCENES: Mapping[str, Scene] = {
@@ -117,8 +140,12 @@ SCENES: Mapping[str, Scene] = {
     "broken claim": Scene(data=["note a", "hold b gate"], result=2, provoke=_break_claim),
     "leave": Scene(data=["hold a gate", "note b"], result=2, provoke=_send_home),
     "leave defiant": Scene(data=["defy a gate", "note b"], result=2, provoke=_send_home),
+    "group": Scene(data=["fan f hold:1:<queue>", "note b"], result=2, provoke=_end_child),
+    "leave a group": Scene(
+        data=["fan f hold:1:<queue>", "note b"], result=2, settings={"shutdown_timeout": "60s"}, provoke=_leave_group
+    ),
     "take over": Scene(data=["note a", "hold b gate"], result=2, prepare=_orphan, is_apart=True),
-    "take over a group": Scene(data=["fan f note:1", "note z"], result=2, prepare=_orphan_group, is_apart=True),
+    "take over a group": Scene(data=["fan f hold:1:<queue>", "note b"], result=2, prepare=_orphan_group, is_apart=True),
     "nap": Scene(data=["compute turn 0", "nap b 700ms", "note c"], result=3),
     "falter": Scene(data=["falter a", "note b"], result=2),
     "restive": Scene(data=["compute turn 0", "note a"], result=2, task="restive"),
@@ -150,11 +177,12 @@ async def _die(play: Stage, name: str, moment: Moment) -> Act:
     """Have a worker die at a point; return what is left."""
     point, queue = POINTS[name], str(moment)
     scene = SCENES[point.scene]
-    handle = await play.scheduler.start(scene.task, scene.data, execution_id=queue, queue=queue)
+    data = json.loads(json.dumps(scene.data).replace("<queue>", queue))
+    handle = await play.scheduler.start(scene.task, data, execution_id=queue, queue=queue)
     act = Act(play=play, queue=queue, handle=handle)
     if scene.prepare is not None:
         await scene.prepare(act)
-    worker = play.crew.spawn(**QUICK, queues=[queue], dies=(name, moment))
+    worker = play.crew.spawn(**{**QUICK, **scene.settings}, queues=[queue], dies=(name, moment))
     if scene.provoke is not None:
         await scene.provoke(act, worker)
     await eventually(lambda: not worker.is_running)

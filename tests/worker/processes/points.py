@@ -140,6 +140,7 @@ POINTS: Mapping[str, Point] = {
     "take over": _together("workers.take_over", "take over", when=_somebody_was_dead),
     "tell of takeover": _together("executions.notify_work", "take over"),
     "wake all": _alone("children.wake_all", "take over a group"),
+    "tell of those woken": _alone("executions.notify_work", "take over a group"),
     # A task is taken and put down.
     "claim": _alone("tasks.claim", "notes", when=_something_is_due),
     "claim a second turn": _alone("tasks.claim", "nap", when=_something_is_due, nth=2),
@@ -173,6 +174,8 @@ POINTS: Mapping[str, Point] = {
     "end of a child": _together("children.remove", "one child", witness="note-f-0"),
     "transaction of a child": _together("children.remove", "child that deposits", witness="deposit-f-0"),
     "wake": _alone("children.wake", "one child"),
+    "wake at the end of a child": _alone("children.wake", "group", nth=2),
+    "tell of who is woken at leaving": _alone("executions.notify_work", "leave a group"),
     "give up children": _together("children.give_up", "first"),
     # Executions that a body starts.
     "touch": _together("tasks.touch", "parent"),
