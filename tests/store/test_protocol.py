@@ -27,8 +27,8 @@ SETTINGS = settings(
     database=None,
     deadline=None,
     derandomize=EXAMPLES not in os.environ,
-    max_examples=int(os.environ.get(EXAMPLES, "100")),
-    stateful_step_count=50,
+    max_examples=int(os.environ.get(EXAMPLES, "40")),
+    stateful_step_count=100,
     suppress_health_check=list(HealthCheck),
 )
 

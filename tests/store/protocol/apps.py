@@ -2,13 +2,12 @@
 
 from uuid import UUID
 
-from hypothesis.stateful import rule
 from sqlalchemy import Connection, func, update
 
 from tests.store.crew import new
 from tests.store.protocol.model import LATER, Task
 from tests.store.protocol.transactions import Transactions
-from tests.store.protocol.work import HOUR, can, event_names, ids, places
+from tests.store.protocol.work import HOUR, event_names, ids, move, places
 from zart_sqla.records import (
     NewEvent,
 )
@@ -18,8 +17,7 @@ from zart_sqla.store import events, executions
 class Apps(Transactions):
     """Rules of apps."""
 
-    @can("_has_idle_or_app")
-    @rule(at=places, execution_id=ids)
+    @move(2, "_has_idle_or_app", at=places, execution_id=ids)
     def start(self, at: int, execution_id: str) -> None:
         """Start an execution."""
         work = self._app(at)
@@ -47,8 +45,7 @@ class Apps(Transactions):
         found = executions.find(connection, self.names, [execution_id])
         return execution_id in found and not found[execution_id].status.is_terminal
 
-    @can("_has_idle_or_app")
-    @rule(at=places, execution_id=ids, name=event_names)
+    @move(3, "_has_idle_or_app", at=places, execution_id=ids, name=event_names)
     def offer(self, at: int, execution_id: str, name: str) -> None:
         """Offer an event."""
         work = self._app(at)
@@ -74,8 +71,7 @@ class Apps(Transactions):
 
         self._send(work, send, told)
 
-    @can("_has_idle_or_app")
-    @rule(at=places, execution_id=ids)
+    @move(1, "_has_idle_or_app", at=places, execution_id=ids)
     def cancel(self, at: int, execution_id: str) -> None:
         """Cancel an execution."""
         work = self._app(at)
@@ -114,8 +110,7 @@ class Apps(Transactions):
         for task_id, run_id in runs.items():
             self.model.tasks[task_id] = Task(run_id, token=1, due=LATER, signals=signals[run_id], is_cleanup=True)
 
-    @can("_has_idle_or_app")
-    @rule(at=places, execution_id=ids)
+    @move(2, "_has_idle_or_app", at=places, execution_id=ids)
     def resume(self, at: int, execution_id: str) -> None:
         """Let a failed execution go on."""
         work = self._app(at)

@@ -1,16 +1,16 @@
 """Workers that come, live, die and go, and what they claim."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
 from sqlalchemy import Connection, func, select, update
 
 from tests.store.crew import GRACE, LEASE
 from tests.store.protocol.model import LATER, NOW, Model
 from tests.store.protocol.transactions import Transactions
-from tests.store.protocol.work import HOUR, MAX_CRASHES, MOST_WORKERS, Claim, Work, can, places
+from tests.store.protocol.work import HOUR, MAX_CRASHES, Claim, Work, move, places
 from zart_sqla.records import (
     SUSPECT_CRASHES,
     ClaimedTask,
@@ -21,21 +21,20 @@ from zart_sqla.store import tasks, workers
 class Crew(Transactions):
     """Rules of workers."""
 
-    @precondition(lambda self: len(self.model.workers) < MOST_WORKERS)
-    @rule(has_lock=st.booleans())
+    @move(2, "_has_room", has_lock=st.booleans())
     def register(self, *, has_lock: bool) -> None:
         """A worker comes. Nobody holds the lock that it names: only its heartbeat says that it lives."""
         worker = self._new_id()
         key = 1 if has_lock else None
         workers.register(self.observer, self.names, worker, hostname="here", pid=1, lock_key=key, lease_seconds=LEASE)
+        self.has_news = True
         self.model.workers.add(worker)
         self.registered.append(worker)
 
     def _worker(self, at: int) -> UUID | None:
         return self.registered[at % len(self.registered)] if self.registered else None
 
-    @precondition(lambda self: self.model.workers)
-    @rule(at=places, by_lock=st.booleans())
+    @move(2, "_living", at=places, by_lock=st.booleans())
     def die(self, *, at: int, by_lock: bool) -> None:
         """A worker falls silent: its lease is over, or its connection is gone and its last heartbeat a while ago."""
         table = self.world.tables.workers
@@ -48,8 +47,7 @@ class Crew(Transactions):
             if not by_lock or lock_key is not None:
                 self.model.dead.add(worker)
 
-    @can("_idle", "_any_registered")
-    @rule(at=places)
+    @move(1, "_idle", "_any_registered", at=places)
     def beat(self, at: int) -> None:
         """A worker says that it lives, also one that was stopped and goes on."""
         worker = self._worker(at)
@@ -77,8 +75,7 @@ class Crew(Transactions):
             told,
         )
 
-    @can("_idle", "_any_dead")
-    @rule(at=places, is_brief=st.booleans())
+    @move(5, "_idle", "_any_dead", at=places, is_brief=st.booleans())
     def bury(self, *, at: int, is_brief: bool) -> None:
         """A worker buries the dead, and frees what they held."""
         me = self._living()[at % len(self._living())]
@@ -148,8 +145,7 @@ class Crew(Transactions):
             elif one.is_failed and one.step is not None:  # with its run
                 self._record_if_new(one_run(orphans, one, model), one.step, "crash", is_child=True)
 
-    @can("_idle", "_any_registered")
-    @rule(at=places)
+    @move(1, "_idle", "_any_registered", at=places)
     def leave(self, at: int) -> None:
         """A worker goes home, and frees what it holds."""
         worker = self._worker(at)
@@ -177,8 +173,7 @@ class Crew(Transactions):
     def _later(self) -> list[UUID]:
         return [task_id for task_id, task in self.model.tasks.items() if task.due == LATER and task.holder is None]
 
-    @can("_later")
-    @rule(at=places)
+    @move(2, "_later", at=places)
     def let_time_pass(self, at: int) -> None:
         """What was to be due later is due now."""
         table = self.world.tables.tasks
@@ -186,12 +181,16 @@ class Crew(Transactions):
         later = later.where(table.c.worker_id.is_(None)).with_for_update(skip_locked=True)
         changed = update(table).values(due_at=func.now()).where(table.c.task_id.in_(later)).returning(table.c.task_id)
         for task_id in self.observer.scalars(changed):
+            self.has_news = True
             self.model.change(task_id, due=NOW)
 
     # Claims -------------------------------------------------------------------------------------------------------
 
-    @can("_idle", "_any_registered", "_claimable")
-    @rule(
+    @move(
+        8,
+        "_idle",
+        "_any_registered",
+        "_claimable",
         at=places,
         limit=st.sampled_from([1, 100]),
         has_cleanup=st.booleans(),
@@ -205,6 +204,7 @@ class Crew(Transactions):
         if not worker or not work:
             return
         work.is_brief = is_brief
+        self._put_in_order()
         before, cleaners = self._claimable(), ["task"] if has_cleanup else []
 
         def told(answer: tuple[list[ClaimedTask], float | None]) -> None:
@@ -224,6 +224,16 @@ class Crew(Transactions):
             told,
         )
 
+    def _put_in_order(self) -> None:
+        """Let no two tasks be due at the same moment: which of them comes first would be anybody's guess."""
+        table = self.world.tables.tasks
+        for place, task_id in enumerate(self.model.tasks):
+            if self.model.tasks[task_id].is_claimable:
+                free = select(table.c.task_id).where(table.c.task_id == task_id, table.c.worker_id.is_(None))
+                free = free.with_for_update(skip_locked=True)
+                moment = func.now() - HOUR + timedelta(seconds=place)
+                self.observer.execute(update(table).values(due_at=moment).where(table.c.task_id.in_(free)))
+
     def _give(self, worker: UUID, claimed: Iterable[ClaimedTask], *, has_cleanup: bool) -> None:
         tokens = {(one.task_id, one.attempt) for one in claimed}
         assert not tokens & self.given, "two claims have the same token"
@@ -231,7 +241,8 @@ class Crew(Transactions):
         self.model.claim(worker, claimed, has_cleanup=has_cleanup)
 
     def _believe(self, worker: UUID, claimed: Iterable[ClaimedTask]) -> None:
-        for one in claimed:
+        known = list(self.model.tasks)
+        for one in sorted(claimed, key=lambda one: known.index(one.task_id)):  # the ids of some are random
             self.claims.append(Claim(worker, one, len(self.model.events[one.execution_id])))
 
     def _check_claim(self, work: Work, claimed: list[ClaimedTask], before: set[UUID], limit: int) -> None:
@@ -251,8 +262,7 @@ class Crew(Transactions):
         if len(claimed) < limit:
             assert sure <= taken
 
-    @can("_idle", "_any_registered")
-    @rule(at=places)
+    @move(1, "_idle", "_any_registered", at=places)
     def release_others(self, at: int) -> None:
         """A worker gives back what it holds without knowing."""
         worker = self._worker(at)

@@ -3,14 +3,13 @@
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
 from sqlalchemy import Connection, func, select
 
 from tests.store.crew import ERROR, new
 from tests.store.family import CALL
 from tests.store.protocol.model import ANYONE, NOW
-from tests.store.protocol.turns import CHILD, Turns
-from tests.store.protocol.work import Work, can, child_names, ids, places
+from tests.store.protocol.turns import Turns
+from tests.store.protocol.work import CHILD, Work, child_names, ids, move, places
 from zart_sqla.records import (
     GIVEN_UP,
     Child,
@@ -25,8 +24,7 @@ from zart_sqla.store.tasks import StepToRecord
 class Family(Turns):
     """Rules of children."""
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, names=child_names, is_brief=st.booleans())
+    @move(5, "_idle", "_run_turns", at=places, names=child_names, is_brief=st.booleans())
     def add_children(self, *, at: int, names: list[str], is_brief: bool) -> None:
         """Make steps of a run tasks of their own."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:
@@ -41,8 +39,7 @@ class Family(Turns):
 
         self._send(work, lambda connection: children.add(connection, self.names, claim.worker, wanted), told)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, names=child_names, is_brief=st.booleans())
+    @move(2, "_idle", "_run_turns", at=places, names=child_names, is_brief=st.booleans())
     def give_up_children(self, *, at: int, names: list[str], is_brief: bool) -> None:
         """End children of which the run has no more need."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:
@@ -63,8 +60,7 @@ class Family(Turns):
 
         self._send(work, lambda connection: children.give_up(connection, self.names, claim.worker, wanted), told)
 
-    @can("_idle", "_child_claims")
-    @rule(at=places, has_failed=st.booleans(), is_brief=st.booleans(), is_trx=st.booleans())
+    @move(6, "_idle", "_child_turns", at=places, has_failed=st.booleans(), is_brief=st.booleans(), is_trx=st.booleans())
     def end_child(self, *, at: int, has_failed: bool, is_brief: bool, is_trx: bool) -> None:
         """Record a child, and end its task."""
         if (found := self._writing(at, self._lane(is_trx=is_trx), kind=CHILD, is_brief=is_brief)) is None:
@@ -98,8 +94,7 @@ class Family(Turns):
 
         self._send(work, send, told)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, child=ids, is_bound=st.booleans(), is_brief=st.booleans())
+    @move(3, "_idle", "_run_turns", at=places, child=ids, is_bound=st.booleans(), is_brief=st.booleans())
     def start_child(self, *, at: int, child: str, is_bound: bool, is_brief: bool) -> None:
         """Start an execution from a body."""
         if (found := self._writing(at, "starter", is_brief=is_brief)) is None:
@@ -139,8 +134,7 @@ class Family(Turns):
 
         self._send(work, send, told)
 
-    @can("_idle", "_owed")
-    @rule(at=places, before=places)
+    @move(8, "_idle", "_owed", at=places, before=places)
     def wake(self, at: int, before: int) -> None:
         """A worker looks whether a run has waited for long enough, as it has to."""
         owed, living = self._owed(), self._living()
@@ -163,8 +157,7 @@ class Family(Turns):
 
         self._send(work, lambda connection: children.wake(connection, self.names, [asked]), told)
 
-    @can("_idle", "_living")
-    @rule(at=places)
+    @move(1, "_idle", "_living", at=places)
     def wake_all(self, at: int) -> None:
         """A worker looks for all runs that have waited for long enough."""
         worker = self._living()[at % len(self._living())]

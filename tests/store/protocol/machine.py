@@ -5,22 +5,28 @@ The answers say what will be so when it is committed, and the model is changed b
 must be what the model says, and nothing may wait for what nobody will bring.
 """
 
+import inspect
 import json
 import sys
 from typing import Any
 from uuid import UUID
 
-from hypothesis.stateful import initialize, invariant
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, rule
 from sqlalchemy import func, select, update
 
 from tests.store.protocol.apps import Apps
 from tests.store.protocol.crew import Crew
 from tests.store.protocol.family import Family
 from tests.store.protocol.model import ANYONE, LATER, NEVER, NOW, Task
-from tests.store.protocol.work import (
-    HOUR,
-)
+from tests.store.protocol.work import HOUR, Move, move
 from zart_sqla.store import diagnosis
+
+LATE = (
+    *("record", "record_attempt", "put_down", "await_children", "finish", "renew", "take_event", "emit"),
+    *("end_cleanup", "add_children", "give_up_children", "end_child", "start_child"),
+)
+"""What a worker may do for a task that is not its own any more."""
 
 
 class Protocol(Apps, Crew, Family):
@@ -45,9 +51,34 @@ class Protocol(Apps, Crew, Family):
             self.register(has_lock=has_lock)
         self.claim(at=0, limit=100, has_cleanup=True, is_brief=True, is_heard=1)
 
+    @rule(data=st.data())
+    def happen(self, data: st.DataObject) -> None:
+        """Something happens: what can, and as often as it weighs."""
+        possible = [one for one in MOVES if all(getattr(self, need)() for need in one.needs)]
+        self.is_late = False
+        chosen = data.draw(st.sampled_from([one.name for one in possible for _ in range(one.weight)]), "move")
+        (known,) = (one for one in possible if one.name == chosen)
+        getattr(self, chosen)(**data.draw(known.choices, "with"))
+
+    @move(5, "_idle", "_late", data=st.data(), name=st.sampled_from(LATE))
+    def write_late(self, data: st.DataObject, name: str) -> None:
+        """A worker writes for a task that is not its own any more: it was stopped, or does not know yet."""
+        self.is_late = True
+        (known,) = (one for one in MOVES if one.name == name)
+        getattr(self, name)(**data.draw(known.choices, f"{name} with"))
+
     # What must be so at any time ----------------------------------------------------------------------------------
 
     @invariant()
+    def all_is_as_it_must_be(self) -> None:
+        """What is committed is as the model says; there is something to look at only if something was."""
+        if self.has_news:
+            self.has_news = False
+            self.tables_are_as_the_model_says()
+            self.history_is_as_the_model_says()
+            self.nothing_waits_in_vain()
+            self.diagnosis_agrees()
+
     def tables_are_as_the_model_says(self) -> None:
         """What is committed is what the answers have said; tokens only rise, and no two claims had the same."""
         t, connection = self.world.tables, self.observer
@@ -66,7 +97,6 @@ class Protocol(Apps, Crew, Family):
         assert current == {execution_id: one.run_id for execution_id, one in self.model.executions.items()}
         assert set(connection.scalars(select(t.workers.c.worker_id))) == self.model.workers
 
-    @invariant()
     def history_is_as_the_model_says(self) -> None:
         """Events are numbered in the order of their commits and taken once; streams have no gaps."""
         t, connection = self.world.tables, self.observer
@@ -82,7 +112,6 @@ class Protocol(Apps, Crew, Family):
         attempts = connection.execute(select(t.step_attempts))
         assert {(row.run_id, row.name, row.attempt) for row in attempts} == self.model.attempts
 
-    @invariant()
     def nothing_waits_in_vain(self) -> None:
         """Each run that has not ended will be woken: by its task, by an event to come, or by who has still to look."""
         model = self.model
@@ -106,7 +135,6 @@ class Protocol(Apps, Crew, Family):
             owers = model.debts[task_id]
             assert owers & (model.workers | {ANYONE}), "it waits for children that are done, and nobody will look"
 
-    @invariant()
     def diagnosis_agrees(self) -> None:
         """What `zart doctor` would say is what the model knows."""
         assert diagnosis.lost(self.observer, self.names, 10).total == 0
@@ -131,6 +159,7 @@ class Protocol(Apps, Crew, Family):
         self.bury(at=at, is_brief=True)
         assert self.model.workers == {me}
         self.claims.clear()
+        self.is_late = False
         for _ in range(40):
             self._drain_once(me)
             if not self.model.tasks:
@@ -159,6 +188,10 @@ class Protocol(Apps, Crew, Family):
             else:
                 self.finish(at=0, outcome="completed", is_brief=True)
             self.claims.pop()
+
+
+MOVES: list[Move] = [method.move for _, method in inspect.getmembers(Protocol) if hasattr(method, "move")]
+"""All that can happen."""
 
 
 def _task_of(row: Any) -> Task:

@@ -196,7 +196,7 @@ class Model:
         task = self.tasks[run_id]
         self.events[execution_id].append((name, value, None))
         is_awaited = task.holder is None and name in (task.awaits or ())
-        self.change(run_id, due=NOW if is_awaited else task.due)
+        self.change(run_id, due=NOW if is_awaited else task.due, signals=task.signals + 1)
 
     def take(self, run_id: UUID, step: str, name: str, value: str) -> None:
         """The first event of a name is taken."""

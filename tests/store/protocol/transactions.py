@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import Connection
 
 from tests.store.protocol.model import ANYONE, NOW, Model
 from tests.store.protocol.sessions import Session
-from tests.store.protocol.work import Claim, Work, World, can, places
+from tests.store.protocol.work import CHILD, CLEANUP, MOST_WORKERS, RUN, Claim, Work, World, move, places
 
 
 class Transactions(RuleBasedStateMachine):
@@ -34,6 +34,8 @@ class Transactions(RuleBasedStateMachine):
         self.tokens: dict[UUID, int] = {}
         self.resumed: set[str] = set()
         self.counter = 0
+        self.is_late = False
+        self.has_news = True
 
     # Sessions -----------------------------------------------------------------------------------------------------
 
@@ -68,20 +70,31 @@ class Transactions(RuleBasedStateMachine):
     def _living(self) -> list[UUID]:
         return [worker for worker in self.registered if worker in self.model.workers]
 
+    def _has_room(self) -> bool:
+        return len(self.model.workers) < MOST_WORKERS
+
     def _any_dead(self) -> bool:
         return bool(self.model.dead) and bool(self.model.workers)
 
-    def _run_claims(self) -> list[Claim]:
-        return [one for one in self.claims if one.task.child is None and not one.task.is_cleanup]
+    def _claims_of(self, kind: str) -> list[Claim]:
+        return [one for one in self.claims if one.kind == kind]
 
-    def _cleanup_claims(self) -> list[Claim]:
-        return [one for one in self.claims if one.task.is_cleanup]
+    def _turns(self) -> list[Claim]:
+        """Return the claims that count."""
+        return [one for one in self.claims if self._is_effective(one)]
 
-    def _child_claims(self) -> list[Claim]:
-        return [one for one in self.claims if one.task.child is not None]
+    def _run_turns(self) -> list[Claim]:
+        return [one for one in self._turns() if one.kind == RUN]
 
-    def _any_claims(self) -> bool:
-        return bool(self.claims)
+    def _child_turns(self) -> list[Claim]:
+        return [one for one in self._turns() if one.kind == CHILD]
+
+    def _cleanup_turns(self) -> list[Claim]:
+        return [one for one in self._turns() if one.kind == CLEANUP]
+
+    def _late(self) -> list[Claim]:
+        """Return the claims that do not count any more."""
+        return [one for one in self.claims if not self._is_effective(one)]
 
     def _owed(self) -> list[tuple[UUID, UUID]]:
         living = self.model.workers
@@ -149,6 +162,7 @@ class Transactions(RuleBasedStateMachine):
         if work.fence is not None:
             assert work.fence in self.model.workers, "a worker that was buried commits what it has written"
         work.session.commit()
+        self.has_news = True
         del self.works[work.session]
         for effect in work.effects:
             effect()
@@ -168,16 +182,14 @@ class Transactions(RuleBasedStateMachine):
             return set(self.model.tasks)
         return {task_id for work in others for task_id in work.locks}
 
-    @can("_ready")
-    @rule(at=places)
+    @move(8, "_ready", at=places)
     def commit(self, at: int) -> None:
         """Commit what a session has done."""
         ready = self._ready()
         self._commit(ready[at % len(ready)])
         self._settle()
 
-    @can("_ready")
-    @rule(at=places)
+    @move(1, "_ready", at=places)
     def roll_back(self, at: int) -> None:
         """Undo what a session has done, as when its connection is lost."""
         ready = self._ready()

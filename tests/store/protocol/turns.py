@@ -4,12 +4,11 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
 
 from tests.store.crew import ERROR
 from tests.store.protocol.model import LATER, NEVER, NOW
 from tests.store.protocol.transactions import Transactions
-from tests.store.protocol.work import HOUR, Claim, Work, can, event_names, places, step_names
+from tests.store.protocol.work import CLEANUP, HOUR, KINDS, RUN, Claim, Work, event_names, move, places, step_names
 from zart_sqla.records import (
     ClaimedTask,
     FailedAttempt,
@@ -21,17 +20,13 @@ from zart_sqla.store.events import EventToTake
 from zart_sqla.store.streams import ItemToEmit
 from zart_sqla.store.tasks import AttemptToRecord, RunToFinish, RunToRenew, StepToRecord, TaskToPutDown
 
-RUN, CHILD, CLEANUP = KINDS = ("run", "child", "cleanup")
-
 
 class Turns(Transactions):
     """Rules of turns."""
 
     def _writing(self, at: int, lane: str, *, kind: str = RUN, is_brief: bool = False) -> tuple[Work, Claim] | None:
-        """Return new work for a claim, one that counts or an old one; None if it cannot be just now."""
-        known = {RUN: self._run_claims, CHILD: self._child_claims, CLEANUP: self._cleanup_claims}[kind]()
-        effective = [one for one in known if self._is_effective(one)]
-        chosen = effective if effective and at % 4 else known  # some are old
+        """Return new work for a claim, one that counts, or not if it is late; None if it cannot be just now."""
+        chosen = [one for one in self._claims_of(kind) if self._is_effective(one) is not self.is_late]
         if not chosen:
             return None
         claim = chosen[-1 - at % len(chosen)]
@@ -66,8 +61,10 @@ class Turns(Transactions):
     def _lane(self, *, is_trx: bool) -> str:
         return "trx" if is_trx else "writer"
 
-    @can("_idle", "_any_claims")
-    @rule(
+    @move(
+        4,
+        "_idle",
+        "_turns",
         at=places,
         name=step_names,
         kind=st.sampled_from([RUN, CLEANUP]),
@@ -93,8 +90,7 @@ class Turns(Transactions):
         wanted = [StepToRecord(claim.task, step)]
         self._send(work, lambda connection: tasks.record_steps(connection, self.names, claim.worker, wanted), told)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, name=step_names, number=st.integers(1, 2), is_brief=st.booleans())
+    @move(1, "_idle", "_run_turns", at=places, name=step_names, number=st.integers(1, 2), is_brief=st.booleans())
     def record_attempt(self, *, at: int, name: str, number: int, is_brief: bool) -> None:
         """Record a failed attempt."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:
@@ -113,20 +109,25 @@ class Turns(Transactions):
         wanted = [AttemptToRecord(claim.task, failed)]
         self._send(work, lambda connection: tasks.record_attempts(connection, self.names, claim.worker, wanted), told)
 
-    @can("_idle", "_any_claims")
-    @rule(at=places, due=st.sampled_from([NOW, LATER]), is_brief=st.booleans(), kind=st.sampled_from(KINDS))
+    @move(
+        3,
+        "_idle",
+        "_turns",
+        at=places,
+        due=st.sampled_from([NOW, LATER]),
+        is_brief=st.booleans(),
+        kind=st.sampled_from(KINDS),
+    )
     def put_down(self, *, at: int, due: str, is_brief: bool, kind: str) -> None:
         """Put a task down, for others to go on, or until a retry."""
         self._put_down(at, due, None, None, is_brief=is_brief, kind=kind)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, name=event_names, has_timeout=st.booleans(), is_brief=st.booleans())
+    @move(3, "_idle", "_run_turns", at=places, name=event_names, has_timeout=st.booleans(), is_brief=st.booleans())
     def await_event(self, *, at: int, name: str, has_timeout: bool, is_brief: bool) -> None:
         """Put a run down until an event comes."""
         self._put_down(at, LATER if has_timeout else NEVER, frozenset({name}), None, is_brief=is_brief)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, few=st.integers(0, 1), is_brief=st.booleans())
+    @move(4, "_idle", "_run_turns", at=places, few=st.integers(0, 1), is_brief=st.booleans())
     def await_children(self, *, at: int, few: int, is_brief: bool) -> None:
         """Put a run down until few enough of its children are open."""
         self._put_down(at, NEVER, None, few, is_brief=is_brief)
@@ -171,8 +172,14 @@ class Turns(Transactions):
     def _signals(self, task: ClaimedTask) -> int:
         return self.model.tasks[task.task_id].signals
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, outcome=st.sampled_from(["completed", "failed", "failed, all handled"]), is_brief=st.booleans())
+    @move(
+        2,
+        "_idle",
+        "_run_turns",
+        at=places,
+        outcome=st.sampled_from(["completed", "failed", "failed, all handled"]),
+        is_brief=st.booleans(),
+    )
     def finish(self, *, at: int, outcome: str, is_brief: bool) -> None:
         """End a run."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:
@@ -195,8 +202,7 @@ class Turns(Transactions):
 
         self._send(work, lambda connection: tasks.finish(connection, self.names, claim.worker, [ended]), told)
 
-    @can("_idle", "_cleanup_claims")
-    @rule(at=places, is_brief=st.booleans())
+    @move(3, "_idle", "_cleanup_turns", at=places, is_brief=st.booleans())
     def end_cleanup(self, *, at: int, is_brief: bool) -> None:
         """End what follows a cancellation."""
         if (found := self._writing(at, "writer", kind=CLEANUP, is_brief=is_brief)) is None:
@@ -213,8 +219,7 @@ class Turns(Transactions):
 
         self._send(work, lambda connection: children.remove(connection, self.names, claim.worker, [claim.task]), told)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, is_brief=st.booleans())
+    @move(2, "_idle", "_run_turns", at=places, is_brief=st.booleans())
     def renew(self, *, at: int, is_brief: bool) -> None:
         """Let a run be followed by another one."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:
@@ -236,8 +241,15 @@ class Turns(Transactions):
         wanted = [RunToRenew(claim.task, new_id, "2")]
         self._send(work, lambda connection: tasks.renew(connection, self.names, claim.worker, wanted), told)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, name=event_names, step=st.sampled_from(["w0", "w1"]), is_brief=st.booleans())
+    @move(
+        3,
+        "_idle",
+        "_run_turns",
+        at=places,
+        name=event_names,
+        step=st.sampled_from(["w0", "w1"]),
+        is_brief=st.booleans(),
+    )
     def take_event(self, *, at: int, name: str, step: str, is_brief: bool) -> None:
         """Take an event, if one is there."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:
@@ -260,8 +272,7 @@ class Turns(Transactions):
         wanted = [EventToTake(task, wait, name)]
         self._send(work, lambda connection: events.take(connection, self.names, claim.worker, wanted), told)
 
-    @can("_idle", "_run_claims")
-    @rule(at=places, name=st.sampled_from(["x0", "x1"]), is_brief=st.booleans())
+    @move(2, "_idle", "_run_turns", at=places, name=st.sampled_from(["x0", "x1"]), is_brief=st.booleans())
     def emit(self, *, at: int, name: str, is_brief: bool) -> None:
         """Emit a value into a stream."""
         if (found := self._writing(at, "writer", is_brief=is_brief)) is None:

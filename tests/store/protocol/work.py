@@ -1,25 +1,25 @@
 """What sessions are at: transactions that are not over, and what is known of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition
 from sqlalchemy import Engine, delete
 
 from tests.store.protocol.sessions import Session, Sessions
 from zart_sqla import TableNames
 from zart_sqla.models.mapping import tables_of
-from zart_sqla.records import (
-    ClaimedTask,
-)
+from zart_sqla.records import ClaimedTask
+
+F = TypeVar("F", bound=Callable[..., None])
 
 SESSIONS = 4
 MOST_WORKERS = 3
 MAX_CRASHES = 3
+RUN, CHILD, CLEANUP = KINDS = ("run", "child", "cleanup")
 HOUR = timedelta(hours=1)
 
 places = st.integers(0, 30)
@@ -42,6 +42,13 @@ class Claim:
     worker: UUID
     task: ClaimedTask
     seen: int
+
+    @property
+    def kind(self) -> str:
+        """What the task is."""
+        if self.task.is_cleanup:
+            return CLEANUP
+        return RUN if self.task.child is None else CHILD
 
 
 @dataclass(eq=False)
@@ -78,9 +85,32 @@ class Work:
     was_blocked: bool = False
 
 
-def can(*conditions: str) -> Callable[[Any], Any]:
-    """Return the precondition that all of these methods of the machine give something true."""
-    return precondition(lambda machine: all(getattr(machine, condition)() for condition in conditions))
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """One of the things that can happen.
+
+    Attributes:
+        name: the method that does it.
+        weight: how often it is chosen, compared with others.
+        needs: methods that all give something true where it can be chosen.
+        choices: what it is called with.
+    """
+
+    name: str
+    weight: int
+    needs: Sequence[str]
+    choices: st.SearchStrategy[dict[str, Any]]
+
+
+def move(weight: int, *needs: str, **choices: st.SearchStrategy[Any]) -> Callable[[F], F]:
+    """Make a method a move. The arguments are those of `Move`."""
+
+    def mark(method: F) -> F:
+        found = Move(name=method.__name__, weight=weight, needs=needs, choices=st.fixed_dictionaries(choices))
+        method.move = found  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class World:
