@@ -1,24 +1,24 @@
 """The protocol of claims, leases and fences, driven by Hypothesis over interleaved transactions."""
 
-import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import CTE, Connection, bindparam, create_engine, make_url, select, update
+from sqlalchemy import CTE, Connection, bindparam, create_engine, make_url, select
 
 from tests.store.protocol.machine import Protocol
 from tests.store.protocol.work import World
 from zart_sqla import TableNames
 from zart_sqla.models.mapping import tables_of
-from zart_sqla.records import NewEvent
 from zart_sqla.statements import children, events, executions, fences, steps, streams, tasks, workers
 from zart_sqla.statements.arrays import UUID
-from zart_sqla.store import events as event_store
+from zart_sqla.store import tasks as task_store
 
 EXAMPLES = "ZART_TEST_PROTOCOL_EXAMPLES"
 """How many histories are tried. Without it, some, the same each time; with it, others each time: for a long hunt."""
@@ -55,6 +55,7 @@ def machine_in(world: World) -> type[Protocol]:
     return Here
 
 
+@pytest.mark.slow
 def test_protocol(world: World) -> None:
     """Whatever the order of statements, commits and deaths: the tables are what the answers have said."""
     run_state_machine_as_test(machine_in(world), settings=SETTINGS)
@@ -85,22 +86,45 @@ def _rewriting(names: TableNames, inserted: Any) -> Any:
     return inserted.on_conflict_do_update(index_elements=[table.c.run_id, table.c.name], set_=changed)
 
 
-def _silent(offer: Callable[..., Any], connection: Connection, names: TableNames, event: NewEvent) -> Any:
-    """Offer an event, and do not tell the turn that is under way."""
-    answer = offer(connection, names, event)
-    table, known = tables_of(names).tasks, tables_of(names).executions
-    current = select(known.c.run_id).where(known.c.execution_id == event.execution_id).scalar_subquery()
-    connection.execute(update(table).values(signals=table.c.signals - 1).where(table.c.task_id == current))
-    return answer
+def _deaf(put_down: Callable[..., Any], connection: Connection, names: TableNames, me: Any, freed: Any) -> Any:
+    """Put tasks down as if their turns had heard of all that came meanwhile."""
+    table = tables_of(names).tasks
+    heard = {row.task_id: row.signals for row in connection.execute(select(table.c.task_id, table.c.signals))}
+    tasks = [replace(one.task, signals=heard.get(one.task.task_id, 0)) for one in freed]
+    return put_down(connection, names, me, [replace(one, task=task) for one, task in zip(freed, tasks, strict=True)])
 
 
-BROKEN: dict[str, tuple[tuple[ModuleType, ...], str, Any]] = {
-    "the worker's row is not locked": ((fences, tasks, steps, events), "alive", _unlocked),
-    "the token is not compared": ((tasks, children, streams), "mine", _without_token),
-    "checkpoints are written anew": ((steps, events), "completed", _rewriting),
-    "a turn does not hear of events": ((event_store,), "offer", functools.partial(_silent, event_store.offer)),
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What the product would be without one of its guards.
+
+    Attributes:
+        modules: where the guard is used.
+        name: the function.
+        instead: what it would be.
+        found: what the machine says of it.
+    """
+
+    modules: tuple[ModuleType, ...]
+    name: str
+    instead: Any
+    found: str
+
+
+FAULTS = {
+    "the worker's row is not locked": Fault(
+        modules=(fences, tasks, steps, events), name="alive", instead=_unlocked, found="a worker (that )?was buried"
+    ),
+    "the token is not compared": Fault(
+        modules=(tasks, children, streams), name="mine", instead=_without_token, found="does not hold the task"
+    ),
+    "checkpoints are written anew": Fault(
+        modules=(steps, events), name="completed", instead=_rewriting, found="a checkpoint is written anew"
+    ),
+    "a turn does not hear of events": Fault(
+        modules=(task_store,), name="put_down", instead=partial(_deaf, task_store.put_down), found="has not heard"
+    ),
 }
-"""What the product would be without one of its guards: where, which function, and what it would be."""
 
 
 def _forget() -> None:
@@ -111,21 +135,21 @@ def _forget() -> None:
                 function.cache_clear()
 
 
-@pytest.fixture(params=BROKEN)
-def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(params=FAULTS)
+def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
     """Take one of its guards from the product."""
-    modules, name, instead = BROKEN[request.param]
-    for module in modules:
-        monkeypatch.setattr(module, name, instead)
+    made = FAULTS[request.param]
+    for module in made.modules:
+        monkeypatch.setattr(module, made.name, made.instead)
     _forget()
-    yield
+    yield made
     monkeypatch.undo()
     _forget()
 
 
-@pytest.mark.usefixtures("broken")
-def test_without_a_guard(world: World) -> None:
+@pytest.mark.slow
+def test_without_a_guard(fault: Fault, world: World) -> None:
     """The machine finds out what is missing."""
     quick = settings(SETTINGS, phases=[Phase.generate], report_multiple_bugs=False, max_examples=400, derandomize=True)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=fault.found):
         run_state_machine_as_test(machine_in(world), settings=quick)

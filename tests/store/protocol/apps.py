@@ -123,6 +123,8 @@ class Apps(Transactions):
                 execution = self.model.executions.get(execution_id)
                 has_failed = execution is not None and self.model.runs[execution.run_id].outcome == "failed"
                 assert is_resumed is has_failed
+            # Even if it is refused: the parent looks once too often then.
+            work.effects.append(lambda: self.model.tell_parent(execution_id))
             if is_resumed:
                 work.touched |= set(self.model.executions)
                 work.effects.append(lambda: self.model.resume(execution_id, run_id))

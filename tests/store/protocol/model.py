@@ -185,10 +185,17 @@ class Model:
         has_events = any(taken_by is None for _, _, taken_by in self.events[execution_id])
         self.tasks[new] = Task(new, token=1, parent=parent, signals=int(has_events))
         self.follow(old, new)
-        if parent is not None and parent in self.tasks:
-            waiting = self.tasks[parent]
-            if waiting.holder is None and waiting.awaits_open is not None:
-                self.change(parent, due=NOW)
+
+    def tell_parent(self, execution_id: str) -> None:
+        """Whoever has started an execution counts its children anew, since there may be one more."""
+        execution = self.executions.get(execution_id)
+        if execution is None or execution.parent_id is None:
+            return
+        run_id = self.executions[execution.parent_id].run_id
+        task = self.tasks.get(run_id)
+        if task is not None:
+            waits = task.holder is None and task.awaits_open is not None
+            self.change(run_id, signals=task.signals + 1, due=NOW if waits else task.due)
 
     def offer(self, execution_id: str, name: str, value: str) -> None:
         """There is an event; the run that awaits it is due."""

@@ -52,7 +52,8 @@ class Turns(Transactions):
     def _told_of_step(self, work: Work, claim: Claim, name: str, *, is_written: bool, was_effective: bool) -> None:
         """Check a write of a checkpoint."""
         is_new = (claim.task.run_id, name) not in self.model.steps
-        assert not is_written or (was_effective and is_new), "a checkpoint of a worker that does not hold the task"
+        assert is_new or not is_written, "a checkpoint is written anew"
+        assert was_effective or not is_written, "a checkpoint of a worker that does not hold the task"
         if self._is_effective(claim) and is_new:
             assert is_written, "a checkpoint of the worker that holds the task was not written"
         if is_written:
@@ -158,7 +159,9 @@ class Turns(Transactions):
                 return
             is_called = (awaits or awaits_open is not None) and self._signals(task) != task.signals
             is_due = due == NOW or is_called
-            assert answer[task.task_id] is bool(is_due)
+            assert answer[task.task_id] is bool(is_due), (
+                "a turn has not heard of what came meanwhile, or of what did not"
+            )
             work.effects.append(lambda: self.model.free(task.task_id, NOW if is_due else due, awaits, awaits_open))
             if awaits_open is not None:
                 work.effects.append(lambda: self.model.debts[task.run_id].add(claim.worker))
