@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import CTE, Connection, bindparam, create_engine, make_url, select
+from sqlalchemy import CTE, Connection, bindparam, select
 
 from tests.store.protocol.machine import Protocol
 from tests.store.protocol.work import World
@@ -38,11 +38,9 @@ STATEMENTS = (children, events, executions, fences, steps, streams, tasks, worke
 @pytest.fixture
 def world(migrated_url: str) -> Iterator[World]:
     """Yield the database in which the machine runs."""
-    engine = create_engine(make_url(migrated_url).set(drivername="postgresql+psycopg"), pool_size=10)
-    made = World(engine, TableNames())
+    made = World(migrated_url)
     yield made
     made.close()
-    engine.dispose()
 
 
 def machine_in(world: World) -> type[Protocol]:

@@ -124,7 +124,8 @@ class Apps(Transactions):
                 has_failed = execution is not None and self.model.runs[execution.run_id].outcome == "failed"
                 assert is_resumed is has_failed
             # Even if it is refused: the parent looks once too often then.
-            work.effects.append(lambda: self.model.tell_parent(execution_id))
+            if self.model.executions.get(execution_id) is not None:
+                work.effects.append(lambda: self.model.tell_parent(execution_id))
             if is_resumed:
                 work.touched |= set(self.model.executions)
                 work.effects.append(lambda: self.model.resume(execution_id, run_id))

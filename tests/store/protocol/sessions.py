@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 _BLOCKERS = text("SELECT unnest(pg_blocking_pids(:pid))")
+_MOMENT = 0.005
 _CANCEL = text("SELECT pg_cancel_backend(:pid)")
 
 
@@ -88,7 +89,7 @@ class Sessions:
     def is_blocked(self, session: Session) -> bool:
         """Return when the session has its answer, or waits for another one; tell whether it waits."""
         assert session.waiting is not None
-        while not session.waiting.done():
+        while not wait([session.waiting], _MOMENT).done:
             if self._blockers(session):
                 return not session.waiting.done()
         return False
