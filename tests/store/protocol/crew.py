@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select, update
 from tests.store.crew import GRACE, LEASE
 from tests.store.protocol.model import LATER, NOW, Model
 from tests.store.protocol.transactions import Transactions
-from tests.store.protocol.work import HOUR, MAX_CRASHES, Claim, Work, move, places
+from tests.store.protocol.work import HOUR, Claim, Work, move, places
 from zart_sqla.records import (
     SUSPECT_CRASHES,
     ClaimedTask,
@@ -75,9 +75,9 @@ class Crew(Transactions):
             told,
         )
 
-    @move(5, "_idle", "_any_dead", at=places, is_brief=st.booleans())
-    def bury(self, *, at: int, is_brief: bool) -> None:
-        """A worker buries the dead, and frees what they held."""
+    @move(5, "_idle", "_any_dead", at=places, most=st.sampled_from([1, 3, 3]), is_brief=st.booleans())
+    def bury(self, *, at: int, most: int, is_brief: bool) -> None:
+        """A worker buries the dead, and frees what they held, but for what has taken down so many in a row."""
         me = self._living()[at % len(self._living())]
         work = self._begin("liveness", me)
         if work is None:
@@ -87,12 +87,13 @@ class Crew(Transactions):
         def send(connection: Connection) -> tuple[set[UUID], list[workers.Orphan]]:
             dead = workers.bury(connection, self.names, me, grace_seconds=GRACE)
             buried = [one.worker_id for one in dead]
-            return set(buried), workers.take_over(connection, self.names, buried, max_crashes=MAX_CRASHES)
+            return set(buried), workers.take_over(connection, self.names, buried, max_crashes=most)
 
-        self._send(work, send, lambda answer: self._told_of_burial(work, me, *answer))
+        self._send(work, send, lambda answer: self._told_of_burial(work, most, *answer))
 
-    def _told_of_burial(self, work: Work, me: UUID, buried: set[UUID], orphans: list[workers.Orphan]) -> None:
-        model = self.model
+    def _told_of_burial(self, work: Work, most: int, buried: set[UUID], orphans: list[workers.Orphan]) -> None:
+        model, me = self.model, work.worker
+        assert me is not None
         others = [one for one in self.works.values() if one is not work]
         fenced = {one.fence for one in others} | {gone for one in others for gone in one.buried}
         is_clear = not any(one.session.waiting is not None for one in others)
@@ -105,13 +106,13 @@ class Crew(Transactions):
         assert taken <= orphaned
         assert orphaned - self._locked(work) <= taken
         for orphan in orphans:
-            self._check_crashes(orphan, buried)
+            self._check_crashes(orphan, buried, most)
         work.buried = buried
         work.locks |= taken | {id_ for orphan in orphans for id_ in model.open_children(orphan.task_id)}
         work.effects.append(lambda: model.bury(me, buried))
         work.effects.append(lambda: self._free_orphans(me, orphans))
 
-    def _check_crashes(self, orphan: workers.Orphan, buried: set[UUID]) -> None:
+    def _check_crashes(self, orphan: workers.Orphan, buried: set[UUID], most: int) -> None:
         task = self.model.tasks[orphan.task_id]
         if task.holder not in buried:
             assert orphan.crashes == task.crashes
@@ -119,7 +120,7 @@ class Crew(Transactions):
             assert orphan.crashes in {1, task.crashes + 1}
         else:
             assert orphan.crashes == task.crashes + 1
-        assert orphan.is_failed is (task.holder in buried and orphan.crashes >= MAX_CRASHES)
+        assert orphan.is_failed is (task.holder in buried and orphan.crashes >= most)
 
     def _free_orphans(self, me: UUID, orphans: list[workers.Orphan]) -> None:
         model = self.model

@@ -155,7 +155,7 @@ class Protocol(Apps, Crew, Family):
             )
             self.model.dead.add(worker)
         at = self._living().index(me)
-        self.bury(at=at, is_brief=True)
+        self.bury(at=at, most=3, is_brief=True)
         assert self.model.workers == {me}
         self.claims.clear()
         self.is_late = False

@@ -18,7 +18,6 @@ F = TypeVar("F", bound=Callable[..., None])
 
 SESSIONS = 4
 MOST_WORKERS = 3
-MAX_CRASHES = 3
 RUN, CHILD, CLEANUP = KINDS = ("run", "child", "cleanup")
 HOUR = timedelta(hours=1)
 
