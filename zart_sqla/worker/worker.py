@@ -282,7 +282,7 @@ class _Machinery:
         self._dispatcher.trust(task)
 
     def _writing(self) -> set[UUID]:
-        return self._writer.task_ids | self._starter.task_ids
+        return set[UUID]().union(*(writer.task_ids for writer in self._writers))
 
     def _doubt(self) -> None:
         self._poller.doubt()

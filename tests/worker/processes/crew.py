@@ -117,6 +117,7 @@ class Crew:
         url: str | None = None,
         hours: float = 0,
         is_dedicated: bool = False,
+        dies: Sequence[str] = (),
         **config: Any,
     ) -> WorkerProcess:
         """Start a worker.
@@ -126,6 +127,7 @@ class Crew:
             url: how it reaches the database. Default: as the test does.
             hours: how wrong its clock is.
             is_dedicated: whether its process is set up as by `zart worker`: with uvloop, if that is installed.
+            dies: the point and the moment at which it takes itself down, of `tests.worker.processes.points`.
             **config: its `WorkerConfig`, or what else its program is told.
         """
         name = f"{self._called}-{len(self.workers)}"
@@ -137,6 +139,7 @@ class Crew:
             workflows.NAME: name,
             program.CONFIG: json.dumps(config),
             program.WORKFLOWS: json.dumps(list(can)),
+            program.DIES: json.dumps(list(dies)),
         }
         home = nursery(self._program, hours)
         pid = cast("int", home.order("spawn", environment=environment, log=str(log), is_dedicated=is_dedicated))

@@ -196,6 +196,15 @@ async def flaky(label: str, attempts: str) -> int:
     return context().attempt
 
 
+@step("{label}", retry=Retry.fixed(1, "600ms"))
+async def falter(label: str, _: str) -> int:
+    """Fail on the first attempt."""
+    _note(label, "began")
+    if not context().is_retry:
+        raise OSError(label)
+    return context().attempt
+
+
 @step("{label}")
 async def stand(label: str, _: str) -> None:
     """Stand until interrupted, and note that."""
@@ -243,6 +252,7 @@ STEPS: dict[str, Callable[[str, str], StepCall[Any]]] = {
     "die": die,
     "die_once": die_once,
     "fail": fail,
+    "falter": falter,
     "flaky": flaky,
     "hold": hold,
     "leave": leave,
@@ -528,6 +538,15 @@ async def stubborn(lines: list[str]) -> int:
     return attempt
 
 
+@durable(retry=Retry.fixed(1, "600ms"))
+async def restive(lines: list[str]) -> int:
+    """Do what the lines say; the body itself fails on its first attempt. The result is the number of the attempt."""
+    await script(lines)
+    if not context().is_retry:
+        raise OSError("not yet")
+    return context().attempt
+
+
 async def mend(scripts: list[list[str]], failure: Failure) -> str:
     """Do what the second script says, after the failure. The result is what that was."""
     await script(scripts[1])
@@ -562,6 +581,7 @@ ALL: dict[str, Durable[Any, Any]] = {
     "nested": nested,
     "parent": parent,
     "relay": relay,
+    "restive": restive,
     "restless": restless,
     "savings": savings,
     "script": script,
