@@ -15,11 +15,13 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     delete,
     exists,
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -51,20 +53,22 @@ def _is_harmless(tasks: FromClause, *, all_queues: bool) -> ColumnElement[bool]:
 
     All tasks of a dead worker have crashed, but mostly just one of them killed it. Ran the suspects side by side
     again, it would take the same others with it each time, until all had crashed too often. So a worker takes one
-    suspect at a time. The subquery is not run unless a suspect is met.
+    suspect at a time. The subquery is not run unless a suspect is met. Its number is no parameter, so that any plan can
+    use the index of the suspects: there are few, and many tasks that are due.
     """
     suspects = tasks.alias("suspects")
+    enough = literal_column(str(SUSPECT_CRASHES), INTEGER)
     first = (
         select(suspects.c.task_id)
         .where(_served(suspects, all_queues=all_queues), suspects.c.due_at <= func.now())
-        .where(suspects.c.crashes >= SUSPECT_CRASHES)
+        .where(suspects.c.crashes >= enough)
         .order_by(suspects.c.due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
     is_first = bindparam("takes_suspect", type_=BOOLEAN) & (tasks.c.task_id == first)
-    return or_(tasks.c.crashes < SUSPECT_CRASHES, is_first)
+    return or_(tasks.c.crashes < enough, is_first)
 
 
 @functools.cache
@@ -80,7 +84,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     t = tables_of(names)
     me = alive(names)
     due = (
-        select(t.tasks.c.task_id, me.c.worker_id)
+        select(t.tasks.c.task_id)
         .join(me, true())
         .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at <= func.now())
         .where(_is_harmless(t.tasks, all_queues=all_queues))
@@ -89,22 +93,27 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         .with_for_update(skip_locked=True, of=t.tasks)
         .cte("due")
     )
+    # They come as an array, of which the planner expects few: a plan that is made for any `limit` takes what the CTE
+    # gives for a tenth of the queue, and would read all of that to find them.
+    ids = func.array(select(due.c.task_id).scalar_subquery())
+    found = func.unnest(ids).table_valued(column("task_id", UUID), name="found").render_derived()
     claimed = (
         update(t.tasks)
         .values(
-            worker_id=due.c.worker_id,
+            worker_id=bindparam("me", type_=UUID),
             attempt=t.tasks.c.attempt + 1,
             is_waiting=False,
             started_at=func.coalesce(t.tasks.c.started_at, func.now()),
             claimed_at=func.now(),
             has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
-        .where(t.tasks.c.task_id == due.c.task_id)
+        .where(t.tasks.c.task_id == found.c.task_id)
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
             t.tasks.c.task_name,
             t.tasks.c.queue,
+            t.tasks.c.due_at,
             t.tasks.c.attempt,
             t.tasks.c.retries,
             t.tasks.c.started_at,
@@ -121,7 +130,8 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     run = t.execution_runs
     upcoming = _seconds_to_next(names, all_queues=all_queues).cte("upcoming")
     with_run = claimed.join(run, run.c.run_id == claimed.c.run_id)
-    return select(
+    longest_first = (claimed.c.due_at, claimed.c.position, claimed.c.task_id)
+    columns = (
         upcoming.c.seconds,
         claimed.c.task_id,
         claimed.c.run_id,
@@ -141,7 +151,8 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         cast(claimed.c.call, Text).label("call"),
         is_recorded(names, claimed.c.run_id, claimed.c.step).label("is_recorded"),
         ((run.c.outcome == "cancelled") & claimed.c.step.is_(None)).is_(true()).label("is_cleanup"),
-    ).select_from(upcoming.outerjoin(with_run, true()))
+    )
+    return select(*columns).select_from(upcoming.outerjoin(with_run, true())).order_by(*longest_first)
 
 
 def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
