@@ -27,7 +27,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INTERVAL, JSONB
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import SUSPECT_CRASHES
@@ -78,8 +78,8 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     But for the input of a run whose children they are: it would come with each of them; see `children.payloads`.
 
     Parameters: `me`, `task_names`, `cleaners`, those of them that do something when a run is cancelled, `queues` unless
-    all, `limit`, and `takes_suspect`, whether one of them can be a task that may kill the worker. Returns: at least one
-    row; in each the `seconds` until the next task becomes due, None if there is none.
+    all, `limit`, `takes_suspect`, whether one of them can be a task that may kill the worker, and `ahead_seconds`.
+    Returns: at least one row; in each the `seconds` until the next task becomes due, None if none does so soon.
     """
     t = tables_of(names)
     me = alive(names)
@@ -156,11 +156,15 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
 
 
 def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
-    """Select in how many seconds the next task becomes due that this worker can do; None where there is none."""
+    """Select in how many seconds the next task becomes due that this worker can do; None where none does so soon.
+
+    It looks no farther than `ahead_seconds`: else one that serves none of those that sleep would pass over all of them.
+    """
     t = tables_of(names)
+    horizon = func.now() + bindparam("ahead_seconds", type_=Float) * literal_column("INTERVAL '1 second'", INTERVAL)
     soonest = (
         select(t.tasks.c.due_at)
-        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at > func.now())
+        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at > func.now(), t.tasks.c.due_at <= horizon)
         .order_by(t.tasks.c.due_at)
         .limit(1)
         .scalar_subquery()

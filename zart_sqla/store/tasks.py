@@ -32,6 +32,7 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
     queues: Sequence[str] | None,
     limit: int,
     takes_suspect: bool = True,
+    ahead_seconds: float = 3600.0,
 ) -> tuple[list[ClaimedTask], float | None]:
     """Give the worker tasks that are due, the longest due first.
 
@@ -44,14 +45,16 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
         queues: the queues that it serves, None for all.
         limit: how many at most.
         takes_suspect: whether one of them can be a task that may kill the worker.
+        ahead_seconds: how far to look ahead for the next task.
 
     Returns:
-        The tasks, and in how many seconds the next one becomes due, None if there is none.
+        The tasks, and in how many seconds the next one becomes due, None if none does in that time.
     """
     parameters = {
         "me": worker_id,
         "limit": limit,
         "takes_suspect": takes_suspect,
+        "ahead_seconds": ahead_seconds,
         "task_names": list(task_names),
         "cleaners": list(cleaners),
         **({} if queues is None else {"queues": list(queues)}),

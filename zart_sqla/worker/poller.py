@@ -183,6 +183,7 @@ class Poller:
             queues=self._config.queues,
             limit=limit,
             takes_suspect=not self._dispatcher.has_suspect,
+            ahead_seconds=self._config.poll_seconds,
         )
 
     def _histories(self, connection: Connection, resumed: Sequence[ClaimedTask]) -> dict[UUID, RunHistory]:

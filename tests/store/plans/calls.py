@@ -50,7 +50,7 @@ Call = Callable[[Link], Awaitable[object]]
 async def claim(link: Link) -> None:
     """Claim, as a worker does that serves all queues, and as one that serves some."""
     for queues in (None, ["default"]):
-        await link.run(tasks.claim, ME, task_names=["order", "other"], queues=queues, limit=10)
+        await link.run(tasks.claim, ME, task_names=["order", "other"], queues=queues, limit=10, ahead_seconds=5)
 
 
 async def start(link: Link) -> None:

@@ -1,8 +1,8 @@
 """A crowded database: a million runs that have ended, and a hundred thousand that have not.
 
 The runs are numbered. Those up to `ENDED` have ended, each with a step; then come, in this order, those that sleep,
-wait for an event, are due, are held by workers, and wait for children. Ids sort by the number, as those of the product
-sort by the time.
+wait for an event, are due, are held by workers, and wait for children. The first two kinds are of another task than all
+others. Ids sort by the number, as those of the product sort by the time.
 """
 
 from typing import Any
@@ -75,7 +75,7 @@ _NAMES = {
     "open": sql.SQL("generate_series({}, {}) n").format(ENDED + 1, WAITING),
     "run": sql.SQL("lpad(to_hex(n), 32, '0')::uuid"),
     "execution": sql.SQL("'order-' || lpad(n::text, 7, '0')"),
-    "task": sql.SQL("CASE n % 10 WHEN 0 THEN 'refund' ELSE 'order' END"),
+    "task": sql.SQL("CASE WHEN n BETWEEN {} AND {} THEN 'reminder' ELSE 'order' END").format(ENDED + 1, LISTENING),
     "created_at": sql.SQL("now() - ({} - n) * interval '1 second'").format(WAITING),
     "starter": sql.SQL("CASE (n - {} + 9) / 10 WHEN 1 THEN {} WHEN 2 THEN {} END").format(ENDED, PARENT, FAILED),
     "is_listening": sql.SQL("n BETWEEN {} AND {}").format(SLEEPING + 1, LISTENING),
