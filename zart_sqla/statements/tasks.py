@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -15,7 +15,6 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    column,
     delete,
     exists,
     func,
@@ -40,6 +39,10 @@ if TYPE_CHECKING:
     from sqlalchemy import CTE, ColumnElement, Executable, FromClause
 
     from zart_sqla.table_names import TableNames
+
+
+MAX_CLAIM: Final = 1000
+"""How many tasks a claim takes at most."""
 
 
 def _served(tasks: FromClause, *, all_queues: bool) -> Any:
@@ -78,36 +81,36 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     But for the input of a run whose children they are: it would come with each of them; see `children.payloads`.
 
     Parameters: `me`, `task_names`, `cleaners`, those of them that do something when a run is cancelled, `queues` unless
-    all, `limit`, `takes_suspect`, whether one of them can be a task that may kill the worker, and `ahead_seconds`.
-    Returns: at least one row; in each the `seconds` until the next task becomes due, None if none does so soon.
+    all, `limit`, `MAX_CLAIM` at most, `takes_suspect`, whether one of them can be a task that may kill the worker, and
+    `ahead_seconds`. Returns: at least one row; in each the `seconds` until the next task becomes due, None if none does
+    so soon.
     """
     t = tables_of(names)
     me = alive(names)
-    due = (
-        select(t.tasks.c.task_id)
+    # A plan that is made for any `limit` takes a tenth of what there is for what a claim gets, and would then read all
+    # of the queue to find these few: so there must be no more than `MAX_CLAIM`.
+    some = (
+        select(t.tasks.c.task_id, me.c.worker_id)
         .join(me, true())
         .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at <= func.now())
         .where(_is_harmless(t.tasks, all_queues=all_queues))
         .order_by(t.tasks.c.due_at)
-        .limit(bindparam("limit", type_=INTEGER))
+        .limit(literal_column(str(MAX_CLAIM), INTEGER))
         .with_for_update(skip_locked=True, of=t.tasks)
-        .cte("due")
+        .subquery("some")
     )
-    # They come as an array, of which the planner expects few: a plan that is made for any `limit` takes what the CTE
-    # gives for a tenth of the queue, and would read all of that to find them.
-    ids = func.array(select(due.c.task_id).scalar_subquery())
-    found = func.unnest(ids).table_valued(column("task_id", UUID), name="found").render_derived()
+    due = select(some).limit(bindparam("limit", type_=INTEGER)).cte("due")
     claimed = (
         update(t.tasks)
         .values(
-            worker_id=bindparam("me", type_=UUID),
+            worker_id=due.c.worker_id,
             attempt=t.tasks.c.attempt + 1,
             is_waiting=False,
             started_at=func.coalesce(t.tasks.c.started_at, func.now()),
             claimed_at=func.now(),
             has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
-        .where(t.tasks.c.task_id == found.c.task_id)
+        .where(t.tasks.c.task_id == due.c.task_id)
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
