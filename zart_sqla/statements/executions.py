@@ -144,7 +144,9 @@ def describe(names: TableNames) -> Executable:
     """Select the executions whose ids are in the `rows_of` list `execution_id`."""
     described = _described(names)
     given = rows_of("given", execution_id=TEXT)
-    return select(described).join(given, given.c.execution_id == described.c.execution_id)
+    is_given = described.c.execution_id == given.c.execution_id
+    one = select(described).where(is_given).limit(literal_column("1", INTEGER)).lateral("one")
+    return select(one).select_from(given.join(one, true()))
 
 
 def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, str] | None) -> Executable:
