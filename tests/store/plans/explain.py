@@ -1,5 +1,6 @@
 """The plans by which PostgreSQL carries out the statements that an engine sends."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Plan:
 
     Attributes:
         statement: the statement as the driver gets it.
-        root: the plan as EXPLAIN gives it, with what it came to.
+        root: the plan as EXPLAIN gives it, and what it came to where it was carried out.
     """
 
     statement: str
@@ -58,7 +59,9 @@ def _pages(node: dict[str, Any]) -> int:
 def _lines(node: dict[str, Any], indent: str) -> Iterator[str]:
     told = ("Subplan Name", "Node Type", "Relation Name", "Index Name", "CTE Name", "Index Cond", "Filter")
     words = [str(node[key]) for key in told if key in node]
-    rows = f"rows={node['Plan Rows']}/{node['Actual Rows']} loops={node['Actual Loops']} pages={_pages(node)}"
+    rows = f"rows={node['Plan Rows']}"
+    if "Actual Rows" in node:
+        rows += f"/{node['Actual Rows']} loops={node['Actual Loops']} pages={_pages(node)}"
     yield f"{indent}{' '.join(words)} {rows}"
     for part in node.get("Plans", []):
         yield from _lines(part, indent + "  ")
@@ -92,8 +95,7 @@ async def _explain(driver: Any, statement: str, parameters: Sequence[Any], mode:
     await transaction.start()
     try:
         await driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
-        query = "SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = 'explained'"
-        types = await driver.fetchval(query)
+        types = await _types(driver)
         given = ", ".join(
             f"CAST({sql.Literal(value).as_string()} AS {type_})" for value, type_ in zip(parameters, types, strict=True)
         )
@@ -104,3 +106,22 @@ async def _explain(driver: Any, statement: str, parameters: Sequence[Any], mode:
     finally:
         await transaction.rollback()
         await driver.execute("DEALLOCATE explained")
+
+
+async def planned(driver: Any, statement: str) -> Plan:
+    """Return the plan that is made of a statement for any parameters; it is not carried out."""
+    await driver.execute(f"PREPARE explained AS {statement}")
+    try:
+        await driver.execute("SET plan_cache_mode = force_generic_plan")
+        given = ", ".join("NULL" for _ in await _types(driver))
+        execution = f"EXECUTE explained({given})" if given else "EXECUTE explained"
+        (found,) = json.loads(await driver.fetchval(f"EXPLAIN (FORMAT JSON) {execution}"))
+        return Plan(statement, found["Plan"])
+    finally:
+        await driver.execute("DEALLOCATE explained")
+
+
+async def _types(driver: Any) -> list[str]:
+    query = "SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = 'explained'"
+    types: list[str] = await driver.fetchval(query)
+    return types
