@@ -87,8 +87,10 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     """
     t = tables_of(names)
     me = alive(names)
-    # A plan that is made for any `limit` takes a tenth of what there is for what a claim gets, and would then read all
-    # of the queue to find these few: so there must be no more than `MAX_CLAIM`.
+    # How the planner finds these few again: a plan that is made for any `limit` takes a tenth of what there is for what
+    # a claim gets, so there must be no more than `MAX_CLAIM`. They are joined, of which it makes one lookup each while
+    # it thinks that the queue is empty; and an array, of which it expects few, so that it does not read all of a queue
+    # of thousands to find a hundred.
     some = (
         select(t.tasks.c.task_id, me.c.worker_id)
         .join(me, true())
@@ -100,6 +102,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         .subquery("some")
     )
     due = select(some).limit(bindparam("limit", type_=INTEGER)).cte("due")
+    task_ids = func.array(select(due.c.task_id).scalar_subquery())
     claimed = (
         update(t.tasks)
         .values(
@@ -110,7 +113,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             claimed_at=func.now(),
             has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
-        .where(t.tasks.c.task_id == due.c.task_id)
+        .where(t.tasks.c.task_id == due.c.task_id, t.tasks.c.task_id == any_(task_ids))
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
@@ -132,7 +135,8 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     )
     run = t.execution_runs
     upcoming = _seconds_to_next(names, all_queues=all_queues).cte("upcoming")
-    with_run = claimed.join(run, run.c.run_id == claimed.c.run_id)
+    run_ids = func.array(select(claimed.c.run_id).scalar_subquery())
+    with_run = claimed.join(run, (run.c.run_id == claimed.c.run_id) & (run.c.run_id == any_(run_ids)))
     longest_first = (claimed.c.due_at, claimed.c.position, claimed.c.task_id)
     columns = (
         upcoming.c.seconds,
