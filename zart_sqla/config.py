@@ -75,7 +75,7 @@ class WorkerConfig:
 
     Attributes:
         poll_interval: how often it looks for work of which no notification told it. Default 5 s.
-        max_tasks_per_poll: how many tasks one claim takes at most. Default 100.
+        max_tasks_per_poll: how many tasks one claim takes at most, up to 1000. Default 100.
         max_concurrent_tasks: how many tasks run at once; one that has ended, and is being written, does not count.
             Default 100.
         shutdown_timeout: how long a graceful stop lets running tasks finish before it hands them back. Default 30 s.

@@ -101,6 +101,12 @@ class Database:
             else create_engine(self.url, pool_size=20)
         )
 
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine, where that of the driver is async."""
+        assert isinstance(self._engine, AsyncEngine)
+        return self._engine
+
     async def close(self) -> None:
         """Close all connections."""
         if isinstance(self._engine, AsyncEngine):

@@ -126,6 +126,7 @@ async def test_what_is_not_due(database: Database) -> None:
     await make_due(database, later=timedelta(seconds=90))
     assert await claim(database, worker) == []
     assert await seconds_to_next(database, worker) == pytest.approx(90, abs=30)
+    assert await seconds_to_next(database, worker, ahead_seconds=30) is None
     assert await seconds_to_next(database, worker, task_names=["other"]) is None
     assert await seconds_to_next(database, worker, queues=["other"]) is None
     await make_due(database)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, Pool, event
+from sqlalchemy import Connection, Engine, Pool, event
 
 _BEAT = "heartbeat_at="
 
@@ -16,12 +16,24 @@ class Traffic:
         statements: what SQLAlchemy executed, but for heartbeats.
         beats: the heartbeats.
         transactions: the BEGINs, COMMITs and the like; a statement without them is a transaction of its own.
+        alone: how many of the statements are such.
     """
 
     def __init__(self) -> None:
         self.statements: list[str] = []
         self.beats: list[str] = []
         self.transactions: list[str] = []
+        self.alone = 0
+
+    @property
+    def committed(self) -> int:
+        """How many transactions were committed."""
+        return self.transactions.count("COMMIT") + self.alone
+
+    @property
+    def has_swept(self) -> bool:
+        """Whether a worker has looked for the dead for the first time, and for what they have left behind."""
+        return any(statement.startswith("WITH ready") for statement in self.statements)
 
     @property
     def is_settled(self) -> bool:
@@ -34,10 +46,15 @@ class Traffic:
         self.statements.clear()
         self.beats.clear()
         self.transactions.clear()
+        self.alone = 0
 
-    def on_statement(self, statement: str) -> None:
-        """Note a statement."""
-        (self.beats if _BEAT in statement else self.statements).append(statement)
+    def on_statement(self, statement: str, *, is_alone: bool) -> None:
+        """Note a statement, and whether it is a transaction of its own."""
+        if _BEAT in statement:
+            self.beats.append(statement)
+            return
+        self.statements.append(statement)
+        self.alone += is_alone
 
     def on_query(self, query: str) -> None:
         """Note what the driver sent by itself."""
@@ -51,8 +68,9 @@ def traffic() -> Iterator[Traffic]:
     """Yield the record of what this process says to PostgreSQL, over connections that are made from now on."""
     record = Traffic()
 
-    def on_execute(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        record.on_statement(statement)
+    def on_execute(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+        is_alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        record.on_statement(statement, is_alone=is_alone)
 
     def on_connect(connection: Any, _record: Any) -> None:
         connection.driver_connection.add_query_logger(lambda logged: record.on_query(logged.query))

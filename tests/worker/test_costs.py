@@ -1,4 +1,4 @@
-"""Costs, counted and not timed: statements, commits, WAL bytes and connections."""
+"""Costs, counted and not timed: statements, commits and connections. See also the table of `test_costs_table`."""
 
 import asyncio
 import time
@@ -12,12 +12,10 @@ import asyncpg
 import pytest
 from sqlalchemy import select
 
-from tests.support.postgres import QUICK, private_server
 from tests.support.traffic import Traffic, traffic
 from tests.support.waiting import PATIENCE, eventually
 from tests.support.working import let_time_pass, scheduler_on, until, worker_on, working
 from zart_sqla import (
-    Durable,
     ExecutionCancelled,
     ExecutionHandle,
     ExecutionStatus,
@@ -142,11 +140,6 @@ class Watch:
         return is_empty is True and self.said.is_settled
 
 
-def has_swept(said: Traffic) -> bool:
-    """Tell whether a worker has looked for the dead for the first time, and for what they have left behind."""
-    return any(statement.startswith("WITH ready") for statement in said.statements)
-
-
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     """Yield a connection from outside."""
@@ -165,7 +158,7 @@ async def watched(url: str) -> AsyncIterator[Watch]:
         with traffic() as said:
             async with working(url, *workflows, max_concurrent_tasks=1000, max_tasks_per_poll=1000) as scheduler:
                 watch = Watch(scheduler, said, outside)
-                await eventually(lambda: said.is_settled and has_swept(said))
+                await eventually(lambda: said.is_settled and said.has_swept)
                 await watch.count(lambda: scheduler.start(steps_in_a_row, 1))
                 yield watch
 
@@ -448,26 +441,3 @@ async def test_one_connection_besides_the_pool(migrated_url: str) -> None:
         pool = scheduler.engine.pool
         await eventually(pool.checkedout, 0)  # type: ignore[attr-defined]
         assert await connections(outside) == pool.checkedin() + 1  # type: ignore[attr-defined]
-
-
-async def test_wal(postgres_version: int) -> None:
-    """The WAL bytes of a step, of a value and of a run stay what they are."""
-    quiet = QUICK | {"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0"}
-    with private_server(postgres_version, quiet) as server:
-        url = server.get_uri()
-        async with scheduler_on(url) as scheduler:
-            await scheduler.migrate()
-        async with watched(url) as watch:
-
-            async def wal_of(runs: int, steps: int, workflow: Durable[int, Any] = steps_in_a_row) -> int:
-                before = await watch.outside.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-                await watch.count(lambda: watch.scheduler.start_many(workflow, [(None, steps)] * runs))
-                return int(await watch.outside.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn") - before)
-
-            await wal_of(200, 1)  # pages and indexes exist from here on
-            bare, stepped = await wal_of(200, 0), await wal_of(200, 10)
-            await wal_of(200, 1, counter)
-            emitting = await wal_of(200, 10, counter)
-    assert bare / 200 < 2600
-    assert (stepped - bare) / 2000 < 400
-    assert (emitting - bare) / 2000 < 800

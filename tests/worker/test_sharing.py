@@ -29,6 +29,7 @@ from zart_sqla import (
 )
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import SUSPECT_CRASHES
+from zart_sqla.store.tasks import MAX_CLAIM
 
 
 async def test_two_workers_one_task(migrated_url: str) -> None:
@@ -132,6 +133,24 @@ async def test_concurrency_is_limited(migrated_url: str) -> None:
             for handle in handles:
                 await handle.result(timeout=PATIENCE)
     assert most == 5
+
+
+async def test_more_than_a_claim_takes(migrated_url: str) -> None:
+    """A worker that has room for more tasks than a claim takes claims again at once, until all of them run."""
+    count = MAX_CLAIM + MAX_CLAIM // 2
+    arrived: Counter[int] = Counter()
+    let_go = asyncio.Event()
+
+    @durable
+    async def stand(number: int) -> None:
+        arrived[number] += 1
+        await let_go.wait()
+
+    async with working(migrated_url, stand, max_concurrent_tasks=count, max_tasks_per_poll=count) as scheduler:
+        await scheduler.start_many(stand, [(None, number) for number in range(count)])
+        await eventually(lambda: len(arrived) == count)
+        let_go.set()
+    assert arrived == Counter(range(count))
 
 
 async def test_waiting_takes_no_slot(migrated_url: str) -> None:

@@ -31,6 +31,7 @@ from zart_sqla.models.columns import (
     WorkerColumns,
 )
 from zart_sqla.models.revision import schema_comment
+from zart_sqla.records import SUSPECT_CRASHES
 
 if TYPE_CHECKING:
     from zart_sqla.table_names import TableNames
@@ -167,6 +168,11 @@ def _make_models(names: TableNames, metadata: MetaData) -> ZartModels:
         TaskColumns,
         "tasks",
         Index(f"{prefix}tasks_due_idx", "due_at", postgresql_where="worker_id IS NULL"),
+        Index(
+            f"{prefix}tasks_suspect_idx",
+            "due_at",
+            postgresql_where=f"worker_id IS NULL AND crashes >= {SUSPECT_CRASHES}",
+        ),
         Index(f"{prefix}tasks_worker_idx", "worker_id", postgresql_where="worker_id IS NOT NULL"),
         Index(f"{prefix}tasks_parent_idx", "parent_run_id", postgresql_where="parent_run_id IS NOT NULL"),
         Index(f"{prefix}tasks_group_idx", "run_id", postgresql_where="awaits_open IS NOT NULL"),

@@ -93,7 +93,8 @@ def take(names: TableNames) -> Executable:
     )
     is_mine = (t.tasks.c.task_id == given.c.task_id) & (t.tasks.c.attempt == given.c.attempt)
     is_same = (t.steps.c.run_id == t.tasks.c.run_id) & (t.steps.c.name == given.c.name)
-    is_done = exists().select_from(t.steps).where(is_same, t.steps.c.completed_at.is_not(None))
+    # It is a scalar subquery for the same reason as `steps.is_recorded`: an EXISTS reads all steps of each run.
+    done_at = select(t.steps.c.completed_at).where(is_same).scalar_subquery()
     rank = func.row_number().over(
         partition_by=[t.tasks.c.run_id, given.c.event], order_by=[given.c.started_at, given.c.name]
     )
@@ -111,7 +112,7 @@ def take(names: TableNames) -> Executable:
         .join(t.tasks, is_mine)
         .join(me, me.c.worker_id == t.tasks.c.worker_id)
         .join(t.execution_runs, t.execution_runs.c.run_id == t.tasks.c.run_id)
-        .where(~is_done)
+        .where(done_at.is_(None))
         .cte("waits")
     )
     first = (

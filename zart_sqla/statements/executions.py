@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from zart_sqla.models.mapping import run_status, tables_of
 from zart_sqla.records import GIVEN_UP
-from zart_sqla.statements.arrays import BOOLEAN, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
+from zart_sqla.statements.arrays import BOOLEAN, INTEGER, TEXT, TIMESTAMP_TZ, UUID, array_of, rows_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -144,7 +144,9 @@ def describe(names: TableNames) -> Executable:
     """Select the executions whose ids are in the `rows_of` list `execution_id`."""
     described = _described(names)
     given = rows_of("given", execution_id=TEXT)
-    return select(described).join(given, given.c.execution_id == described.c.execution_id)
+    is_given = described.c.execution_id == given.c.execution_id
+    one = select(described).where(is_given).limit(literal_column("1", INTEGER)).lateral("one")
+    return select(one).select_from(given.join(one, true()))
 
 
 def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, str] | None) -> Executable:
@@ -171,7 +173,9 @@ def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, st
         position = tuple_(described.c.listed_at, described.c.execution_id)
         conditions.append(position < tuple_(literal(after[0], TIMESTAMP_TZ), literal(after[1], Text)))
     newest_first = (described.c.listed_at.desc(), described.c.execution_id.desc())
-    return select(described).where(*conditions).order_by(*newest_first).limit(wanted.limit + 1)
+    # It is no parameter: a plan for any would be made for a tenth of all executions.
+    most = literal_column(str(wanted.limit + 1), INTEGER)
+    return select(described).where(*conditions).order_by(*newest_first).limit(most)
 
 
 @functools.cache

@@ -174,16 +174,16 @@ def follow(names: TableNames) -> Executable:
     run = t.execution_runs
     # What was being emitted as the mark was made is not notified: neither to whoever made it, nor to others.
     is_settled = run.c.followed_until <= func.now() + _FOLLOWED - _SETTLED
+    run_id = select(t.executions.c.run_id).where(t.executions.c.execution_id == bindparam("id", type_=Text))
     current = (
         select(run.c.run_id, ((run.c.followed_until > func.now()) & is_settled).label("was_followed"))
-        .join(t.executions, t.executions.c.run_id == run.c.run_id)
-        .where(t.executions.c.execution_id == bindparam("id", type_=Text), run.c.outcome.is_(None))
+        .where(run.c.run_id == run_id.scalar_subquery(), run.c.outcome.is_(None))
         .cte("current")
     )
     marked = (
         update(run)
         .values(is_awaited=True, followed_until=func.now() + _FOLLOWED)
-        .where(run.c.run_id == current.c.run_id, run.c.outcome.is_(None))
+        .where(run.c.run_id == select(current.c.run_id).scalar_subquery(), run.c.outcome.is_(None))
         .where(or_(run.c.followed_until.is_(None), run.c.followed_until < func.now() + _RENEWED))
     )
     was_followed = func.coalesce(current.c.was_followed, false())

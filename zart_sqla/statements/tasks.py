@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -20,12 +20,13 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INTERVAL, JSONB
 
 from zart_sqla.models.mapping import tables_of
 from zart_sqla.records import SUSPECT_CRASHES
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from zart_sqla.table_names import TableNames
 
 
+MAX_CLAIM: Final = 1000
+"""How many tasks a claim takes at most."""
+
+
 def _served(tasks: FromClause, *, all_queues: bool) -> Any:
     """Return the condition for a task that this worker can do, were it due."""
     served = tasks.c.worker_id.is_(None) & (tasks.c.task_name == any_(array_of("task_names", TEXT)))
@@ -51,20 +56,22 @@ def _is_harmless(tasks: FromClause, *, all_queues: bool) -> ColumnElement[bool]:
 
     All tasks of a dead worker have crashed, but mostly just one of them killed it. Ran the suspects side by side
     again, it would take the same others with it each time, until all had crashed too often. So a worker takes one
-    suspect at a time. The subquery is not run unless a suspect is met.
+    suspect at a time. The subquery is not run unless a suspect is met. Its number is no parameter, so that any plan can
+    use the index of the suspects: there are few, and many tasks that are due.
     """
     suspects = tasks.alias("suspects")
+    enough = literal_column(str(SUSPECT_CRASHES), INTEGER)
     first = (
         select(suspects.c.task_id)
         .where(_served(suspects, all_queues=all_queues), suspects.c.due_at <= func.now())
-        .where(suspects.c.crashes >= SUSPECT_CRASHES)
+        .where(suspects.c.crashes >= enough)
         .order_by(suspects.c.due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
     is_first = bindparam("takes_suspect", type_=BOOLEAN) & (tasks.c.task_id == first)
-    return or_(tasks.c.crashes < SUSPECT_CRASHES, is_first)
+    return or_(tasks.c.crashes < enough, is_first)
 
 
 @functools.cache
@@ -74,21 +81,28 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     But for the input of a run whose children they are: it would come with each of them; see `children.payloads`.
 
     Parameters: `me`, `task_names`, `cleaners`, those of them that do something when a run is cancelled, `queues` unless
-    all, `limit`, and `takes_suspect`, whether one of them can be a task that may kill the worker. Returns: at least one
-    row; in each the `seconds` until the next task becomes due, None if there is none.
+    all, `limit`, `MAX_CLAIM` at most, `takes_suspect`, whether one of them can be a task that may kill the worker, and
+    `ahead_seconds`. Returns: at least one row; in each the `seconds` until the next task becomes due, None if none does
+    so soon.
     """
     t = tables_of(names)
     me = alive(names)
-    due = (
+    # How the planner finds these few again: a plan that is made for any `limit` takes a tenth of what there is for what
+    # a claim gets, so there must be no more than `MAX_CLAIM`. They are joined, of which it makes one lookup each while
+    # it thinks that the queue is empty; and an array, of which it expects few, so that it does not read all of a queue
+    # of thousands to find a hundred.
+    some = (
         select(t.tasks.c.task_id, me.c.worker_id)
         .join(me, true())
         .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at <= func.now())
         .where(_is_harmless(t.tasks, all_queues=all_queues))
         .order_by(t.tasks.c.due_at)
-        .limit(bindparam("limit", type_=INTEGER))
+        .limit(literal_column(str(MAX_CLAIM), INTEGER))
         .with_for_update(skip_locked=True, of=t.tasks)
-        .cte("due")
+        .subquery("some")
     )
+    due = select(some).limit(bindparam("limit", type_=INTEGER)).cte("due")
+    task_ids = func.array(select(due.c.task_id).scalar_subquery())
     claimed = (
         update(t.tasks)
         .values(
@@ -99,12 +113,13 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             claimed_at=func.now(),
             has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
-        .where(t.tasks.c.task_id == due.c.task_id)
+        .where(t.tasks.c.task_id == due.c.task_id, t.tasks.c.task_id == any_(task_ids))
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
             t.tasks.c.task_name,
             t.tasks.c.queue,
+            t.tasks.c.due_at,
             t.tasks.c.attempt,
             t.tasks.c.retries,
             t.tasks.c.started_at,
@@ -120,8 +135,10 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     )
     run = t.execution_runs
     upcoming = _seconds_to_next(names, all_queues=all_queues).cte("upcoming")
-    with_run = claimed.join(run, run.c.run_id == claimed.c.run_id)
-    return select(
+    run_ids = func.array(select(claimed.c.run_id).scalar_subquery())
+    with_run = claimed.join(run, (run.c.run_id == claimed.c.run_id) & (run.c.run_id == any_(run_ids)))
+    longest_first = (claimed.c.due_at, claimed.c.position, claimed.c.task_id)
+    columns = (
         upcoming.c.seconds,
         claimed.c.task_id,
         claimed.c.run_id,
@@ -141,15 +158,20 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         cast(claimed.c.call, Text).label("call"),
         is_recorded(names, claimed.c.run_id, claimed.c.step).label("is_recorded"),
         ((run.c.outcome == "cancelled") & claimed.c.step.is_(None)).is_(true()).label("is_cleanup"),
-    ).select_from(upcoming.outerjoin(with_run, true()))
+    )
+    return select(*columns).select_from(upcoming.outerjoin(with_run, true())).order_by(*longest_first)
 
 
 def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
-    """Select in how many seconds the next task becomes due that this worker can do; None where there is none."""
+    """Select in how many seconds the next task becomes due that this worker can do; None where none does so soon.
+
+    It looks no farther than `ahead_seconds`: else one that serves none of those that sleep would pass over all of them.
+    """
     t = tables_of(names)
+    horizon = func.now() + bindparam("ahead_seconds", type_=Float) * literal_column("INTERVAL '1 second'", INTERVAL)
     soonest = (
         select(t.tasks.c.due_at)
-        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at > func.now())
+        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at > func.now(), t.tasks.c.due_at <= horizon)
         .order_by(t.tasks.c.due_at)
         .limit(1)
         .scalar_subquery()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from zart_sqla.records import Child, ClaimedTask, ErrorRecord, FailedAttempt, NewExecution, RecordedStep, RunHistory
 from zart_sqla.statements import steps, tasks
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from zart_sqla.table_names import TableNames
 
+MAX_CLAIM: Final = tasks.MAX_CLAIM
+"""How many tasks a claim takes at most."""
+
 
 def claim(  # noqa: PLR0913 - a claim has so many sides
     connection: Connection,
@@ -32,6 +35,7 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
     queues: Sequence[str] | None,
     limit: int,
     takes_suspect: bool = True,
+    ahead_seconds: float = 3600.0,
 ) -> tuple[list[ClaimedTask], float | None]:
     """Give the worker tasks that are due, the longest due first.
 
@@ -42,16 +46,18 @@ def claim(  # noqa: PLR0913 - a claim has so many sides
         task_names: the tasks that it has handlers for.
         cleaners: those of them whose handlers do something when a run is cancelled.
         queues: the queues that it serves, None for all.
-        limit: how many at most.
+        limit: how many at most, up to `MAX_CLAIM`.
         takes_suspect: whether one of them can be a task that may kill the worker.
+        ahead_seconds: how far to look ahead for the next task.
 
     Returns:
-        The tasks, and in how many seconds the next one becomes due, None if there is none.
+        The tasks, and in how many seconds the next one becomes due, None if none does in that time.
     """
     parameters = {
         "me": worker_id,
         "limit": limit,
         "takes_suspect": takes_suspect,
+        "ahead_seconds": ahead_seconds,
         "task_names": list(task_names),
         "cleaners": list(cleaners),
         **({} if queues is None else {"queues": list(queues)}),

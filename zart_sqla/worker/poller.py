@@ -137,7 +137,7 @@ class Poller:
         To claim one task costs nearly as much as to claim hundreds. So while there are more than there is room for, it
         lets some turns end first, for a moment.
         """
-        most = self._config.max_tasks_per_poll
+        most = min(self._config.max_tasks_per_poll, tasks.MAX_CLAIM)
         room = await self._dispatcher.slot()
         if has_backlog and room < most // 2:
             await asyncio.sleep(_MOMENT_SECONDS)
@@ -205,6 +205,7 @@ class Poller:
             queues=self._config.queues,
             limit=limit,
             takes_suspect=not self._dispatcher.has_suspect,
+            ahead_seconds=self._config.poll_seconds,
         )
 
     def _histories(self, connection: Connection, resumed: Sequence[ClaimedTask]) -> dict[UUID, RunHistory]:

@@ -127,6 +127,7 @@ def create_tasks(op: Operations, names: TableNames) -> None:
         schema=names.schema,
     )
     _create_partial_index(op, names, "tasks", "due_at", name="due", where="worker_id IS NULL")
+    _create_partial_index(op, names, "tasks", "due_at", name="suspect", where="worker_id IS NULL AND crashes >= 2")
     _create_partial_index(op, names, "tasks", "worker_id", name="worker", where="worker_id IS NOT NULL")
     _create_partial_index(op, names, "tasks", "parent_run_id", name="parent", where="parent_run_id IS NOT NULL")
     _create_partial_index(op, names, "tasks", "run_id", name="group", where="awaits_open IS NOT NULL")
