@@ -21,7 +21,7 @@ from tests.worker.processes.stage import Stage, eventually, stage
 from tests.worker.test_processes_connections import cut
 from zart_sqla import ExecutionFailed, ExecutionHandle, ExecutionStatus
 
-QUICK = {"heartbeat_interval": "200ms", "shutdown_timeout": "100ms"}
+QUICK: dict[str, Any] = {"heartbeat_interval": "200ms", "shutdown_timeout": "100ms"}
 """Settings with which the dead are noticed sooner than by default, and nobody waits for those who leave."""
 
 
@@ -69,7 +69,7 @@ class Scene:
     data: Any
     result: Any
     task: str = "script"
-    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     prepare: Callable[[Act], Awaitable[Any]] | None = None
     provoke: Callable[[Act, WorkerProcess], Awaitable[Any]] | None = None
     is_apart: bool = False
