@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import Databases
-from tests.support.postgres import once, shared_server
+from tests.support.postgres import kept, once, shared_server
 
 RUN_FOLDER = "ZART_TEST_RUN_FOLDER"
 OWN_SETTINGS = ("DATABASE_URL", "ZART_SCHEMA", "ZART_TABLE_PREFIX")
@@ -45,6 +45,13 @@ def pytest_unconfigure() -> None:
 def run_folder() -> Path:
     """Return the folder in which the processes of this run meet."""
     return Path(os.environ[RUN_FOLDER])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keep_server(run_folder: Path) -> Iterator[None]:
+    """Keep the run's server while this process has tests: others may be done with it before this one asks for it."""
+    with kept(run_folder):
+        yield
 
 
 @pytest.fixture(scope="session")

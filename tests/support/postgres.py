@@ -55,10 +55,17 @@ def once(folder: Path, name: str, make: Callable[[], str]) -> str:
 
 
 @contextmanager
-def shared_server(folder: Path, version: int) -> Iterator[str]:
-    """Yield the URL of this run's server, the same in every process that passes the same folder."""
+def kept(folder: Path) -> Iterator[None]:
+    """Keep this run's server from being stopped, whether there is one already or not."""
     with _users(folder).open("w") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def shared_server(folder: Path, version: int) -> Iterator[str]:
+    """Yield the URL of this run's server, the same in every process that passes the same folder."""
+    with kept(folder):
         yield once(folder, "server", lambda: _start_owner(folder, version))
 
 

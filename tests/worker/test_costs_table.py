@@ -35,8 +35,9 @@ ACTIONS = {
 SHARED = {"claim, many", "finish, many", "start, many", "step, many", "child", "group"}
 """What shares statements with others, as many as there are just then."""
 BYTES = 24
-SHARE = 0.03
-"""How much more WAL there may be: less than an index entry, or a row, would be."""
+"""How much more or less WAL there may be than the page says: less than an index entry would be."""
+SHARE = 0.7
+"""How much of what the page says there is at least, where it depends on who shares a page or a transaction."""
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_a_run_of_ten_steps() -> None:
     statements, _, inserted, updated, _, deleted, wal = alone
     changes, kilobytes = inserted + updated + deleted, (many[0] + many[1] + 10 * many[2] + many[3]) / 1000
     said = f"{statements:g} statements, {changes:g} changes of rows and {wal / 1000:.1f} kB of WAL when it is alone"
-    assert f"a run of ten steps is {said}; as one of many, {kilobytes:.1f} kB." in PAGE.read_text()
+    assert f"a run of ten steps is {said}; as one of many, at most {kilobytes:.1f} kB." in PAGE.read_text()
 
 
 def check(actual: Cost, expected: Cost, *, is_shared: bool) -> None:
@@ -71,8 +72,8 @@ def check(actual: Cost, expected: Cost, *, is_shared: bool) -> None:
     if is_shared:
         exact = ["inserted", "updated", "deleted"]
     assert {name: getattr(actual, name) for name in exact} == {name: getattr(expected, name) for name in exact}
-    most = SHARE * expected.wal if is_shared else BYTES
-    assert abs(actual.wal - expected.wal) <= most, f"{actual.wal} bytes of WAL, not {expected.wal}"
+    least, most = (SHARE * expected.wal, expected.wal) if is_shared else (expected.wal - BYTES, expected.wal + BYTES)
+    assert least <= actual.wal <= most, f"{actual.wal} bytes of WAL, not {least} to {most}"
 
 
 def table() -> dict[str, Cost]:
