@@ -17,6 +17,7 @@ nox.options.sessions = [
     "tests(16-oldest)",
     "chaos",
     "wheel",
+    "bench-quick",
 ]
 
 ROOT = Path(__file__).parent
@@ -146,9 +147,19 @@ def flights(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure how fast a worker process is, on an embedded server with fsync on."""
-    session.install("-e", f".[{EXTRAS}]")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    """Measure zart_sqla beside its peers and a floor, on an embedded server; `-- --help` tells its options."""
+    session.install("-e", f".[{EXTRAS}]", *group("bench"))
+    run_python(session, "benchmarks", *session.posargs)
+
+
+@nox.session(name="bench-quick")
+def bench_quick(session: nox.Session) -> None:
+    """Run each measurement once, small and without peers, and write a page: all of it runs, however fast."""
+    session.install("-e", f".[{EXTRAS}]", *group("bench"))
+    folder = Path(session.create_tmp())
+    run_python(session, "benchmarks", "--quick", "--json", str(folder / "quick.json"))
+    shutil.copy(ROOT / "docs" / "benchmarks.md", folder)
+    run_python(session, "benchmarks.page", str(folder / "quick.json"), "--page", str(folder / "benchmarks.md"))
 
 
 @nox.session
