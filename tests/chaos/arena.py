@@ -113,7 +113,7 @@ class Arena:
                 await post.network.set_mode(Mode.FORWARD)
                 if is_lost:
                     post.network.abort()
-        while not await self._can_connect():  # it may be recovering
+        while not await self._can_connect():  # noqa: ASYNC110 - the server may be recovering
             await asyncio.sleep(0.1)
 
     async def _can_connect(self) -> bool:
