@@ -37,6 +37,9 @@ DRIVERS = 3
 AT_ONCE = 25
 APPLICATION_NAME = "chaos"
 
+OUTAGES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What whoever needs the server gets while a fault is in the way."""
+
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 
@@ -98,7 +101,7 @@ class Arena:
             await asyncio.sleep(0.05)
 
     async def heal(self) -> None:
-        """Undo all that was done to it, but for the processes that are gone."""
+        """Undo all that was done to it, but for the processes that are gone; return when the server can be reached."""
         await self.server.ensure_running()
         for post in self.workers:
             if post.is_frozen:
@@ -110,6 +113,15 @@ class Arena:
                 await post.network.set_mode(Mode.FORWARD)
                 if is_lost:
                     post.network.abort()
+        while not await self._can_connect():  # noqa: ASYNC110 - the server may be recovering
+            await asyncio.sleep(0.1)
+
+    async def _can_connect(self) -> bool:
+        try:
+            async with connected(self.server.url):
+                return True
+        except OUTAGES:
+            return False
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import LiteralString, TypeVar
 
 import asyncpg
 
-from tests.chaos.arena import APPLICATION_NAME, LEASE_SECONDS, Arena, Connection, Post, connected
+from tests.chaos.arena import APPLICATION_NAME, LEASE_SECONDS, OUTAGES, Arena, Connection, Post, connected
 from tests.chaos.plan import Fault
 from tests.support.proxies import Mode
 
@@ -29,9 +29,6 @@ MOMENTS: dict[str, LiteralString] = {
     "put down": "state = 'active' AND query LIKE '%is_waiting=%'",
 }
 """What a connection can be at, as a condition on `pg_stat_activity`."""
-
-OUTAGES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What another fault can do to one that needs the server."""
 
 SLOTS = 200
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.chaos.arena import Arena, now
-from tests.chaos.faults import FAULTS, OUTAGES
+from tests.chaos.arena import OUTAGES, Arena, now
+from tests.chaos.faults import FAULTS
 from tests.chaos.plan import Fault
 
 
