@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from zart_sqla.statements import workers
 from zart_sqla.store.tasks import RunToFinish, StepToRecord, TaskToPutDown
 
 T = TypeVar("T")
+
+_MOMENT = timedelta(seconds=2)
 
 
 class Moment(StrEnum):
@@ -81,9 +84,14 @@ class Point:
 
 
 def _something_is_due(connection: Connection, names: TableNames, _: Any, **options: Any) -> bool:
+    """Return whether the claim will get something; what is due in a moment is waited for, or it might come between."""
     tasks = tables_of(names).tasks
-    due = select(func.count()).where(tasks.c.worker_id.is_(None), tasks.c.due_at <= func.now())
-    return bool(connection.scalar(due.where(tasks.c.queue.in_(options["queues"]))))
+    free = tasks.c.worker_id.is_(None) & tasks.c.queue.in_(options["queues"])
+    left: timedelta | None = connection.scalar(select(func.min(tasks.c.due_at - func.now())).where(free))
+    if left is None or left > _MOMENT:
+        return False
+    connection.execute(select(func.pg_sleep(max(0.0, left.total_seconds()) + 0.01)))
+    return True
 
 
 def _somebody_is_dead(connection: Connection, names: TableNames, me: Any, *, grace_seconds: float) -> bool:
