@@ -219,6 +219,40 @@ SELECT count(*) FROM zart_tasks WHERE run_id NOT IN (
 """How many tasks there are, but for those that nobody has waited for."""
 
 
+OWN: LiteralString = "FROM zart_tasks t JOIN zart_executions e ON e.run_id = t.run_id WHERE execution_id = %s"
+STEPS: LiteralString = "FROM zart_steps JOIN zart_execution_runs USING (run_id) WHERE execution_id = %s"
+CHILD: LiteralString = "SELECT count(*) = 1 FROM zart_executions WHERE parent_id = %s"
+
+PROOFS: Mapping[str, LiteralString] = {
+    "claim": f"SELECT bool_or(attempt = 1) {OWN}",
+    "claim a second turn": f"SELECT bool_or(attempt = 2) {OWN}",
+    "claim a child": f"SELECT bool_or(attempt = 1) {OWN} AND step IS NOT NULL",
+    "claim a cleanup": f"SELECT bool_or(attempt = 2) {OWN}",
+    "wait for an event": f"SELECT awaits IS NOT NULL {OWN}",
+    "wait for children": f"SELECT awaits_open = 0 {OWN} AND step IS NULL",
+    "wait begins": f"SELECT count(*) = 1 {STEPS} AND kind = 'event'",
+    "event": f"SELECT count(*) = 1 {STEPS} AND kind = 'event'",
+    "emit": f"SELECT count(*) = 2 {STEPS} AND kind = 'emit'",
+    "add children": f"SELECT count(*) = 1 {OWN} AND step IS NOT NULL",
+    "tell of children": f"SELECT count(*) = 1 {OWN} AND step IS NOT NULL",
+    "give up children": f"SELECT count(*) = 2 {STEPS} AND kind = 'child'",
+    "touch": CHILD,
+    "start": CHILD,
+    "record a start": CHILD,
+    "tell of a start": CHILD,
+    "end of a child execution": "SELECT bool_or(outcome = 'completed') FROM zart_execution_runs r"
+    " JOIN zart_executions USING (run_id) WHERE parent_id = %s",
+    "renew": "SELECT max(run_index) = 2 FROM zart_execution_runs WHERE execution_id = %s",
+    "begin a cleanup": f"SELECT count(*) = 1 {STEPS} AND kind = 'cancellation'",
+}
+"""What tells, where no step does, whether what was to be written is there when the worker is dead."""
+
+
+def _check_proof(play: Stage, name: str, moment: Moment, execution_id: str) -> None:
+    if name in PROOFS:
+        assert bool(play.database.value(PROOFS[name], execution_id)) is moment.is_kept
+
+
 @pytest.mark.parametrize("name", POINTS)
 async def test_killed(name: str, migrated_url: str, tmp_path: Path) -> None:
     """Whatever the moment: another worker goes on to the end, and what was written is not done again."""
@@ -226,6 +260,8 @@ async def test_killed(name: str, migrated_url: str, tmp_path: Path) -> None:
     scene = SCENES[point.scene]
     async with stage(migrated_url, tmp_path) as play:
         acts = await _all_die(play, name)
+        for moment, act in zip(point.moments, acts, strict=True):
+            _check_proof(play, name, moment, act.queue)
         play.open("gate")
         if point.scene == "event later":
             await asyncio.gather(*(_offer(act) for act in acts))

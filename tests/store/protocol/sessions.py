@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 _BLOCKERS = text("SELECT unnest(pg_blocking_pids(:pid))")
+_UNHURRIED = text("SET LOCAL idle_in_transaction_session_timeout = 0")  # however busy the machine is
 _MOMENT = 0.005
 _CANCEL = text("SELECT pg_cancel_backend(:pid)")
 
@@ -35,7 +36,13 @@ class Session:
 
     def send(self, function: Callable[[Connection], Any]) -> None:
         """Have something done; the answer comes later."""
-        self.waiting = self._thread.submit(function, self._connection)
+
+        def do() -> Any:
+            answer = function(self._connection)
+            self._connection.execute(_UNHURRIED)
+            return answer
+
+        self.waiting = self._thread.submit(do)
 
     def commit(self) -> None:
         """Commit."""

@@ -8,8 +8,10 @@ import asyncio
 import importlib
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -22,6 +24,8 @@ from zart_sqla.statements import workers
 from zart_sqla.store.tasks import RunToFinish, StepToRecord, TaskToPutDown
 
 T = TypeVar("T")
+
+_MOMENT = timedelta(seconds=2)
 
 
 class Moment(StrEnum):
@@ -79,10 +83,15 @@ class Point:
         return [moment for moment in Moment if not (self.is_alone and moment is Moment.UNCOMMITTED)]
 
 
-def _something_is_due(connection: Connection, names: TableNames, *_: Any, **__: Any) -> bool:
+def _something_is_due(connection: Connection, names: TableNames, _: Any, **options: Any) -> bool:
+    """Return whether the claim will get something; what is due in a moment is waited for, or it might come between."""
     tasks = tables_of(names).tasks
-    due = select(func.count()).where(tasks.c.worker_id.is_(None), tasks.c.due_at <= func.now())
-    return bool(connection.scalar(due))
+    free = tasks.c.worker_id.is_(None) & tasks.c.queue.in_(options["queues"])
+    left: timedelta | None = connection.scalar(select(func.min(tasks.c.due_at - func.now())).where(free))
+    if left is None or left > _MOMENT:
+        return False
+    connection.execute(select(func.pg_sleep(max(0.0, left.total_seconds()) + 0.01)))
+    return True
 
 
 def _somebody_is_dead(connection: Connection, names: TableNames, me: Any, *, grace_seconds: float) -> bool:
@@ -93,6 +102,23 @@ def _somebody_is_dead(connection: Connection, names: TableNames, me: Any, *, gra
 
 def _somebody_was_dead(_: Connection, __: TableNames, dead: Sequence[Any], **___: Any) -> bool:
     return bool(dead)
+
+
+def _is_registered(connection: Connection, names: TableNames) -> bool:
+    known = tables_of(names).workers
+    return bool(connection.scalar(select(func.count()).where(known.c.pid == os.getpid())))
+
+
+def _turns_tell(*_: Any) -> bool:
+    return threading.current_thread().name != "zart-liveness"
+
+
+def _heirs_tell(connection: Connection, names: TableNames) -> bool:
+    return not _turns_tell() and _is_registered(connection, names)
+
+
+def _leavers_tell(connection: Connection, names: TableNames) -> bool:
+    return not _turns_tell() and not _is_registered(connection, names)
 
 
 def _records(kind: StepKind) -> Callable[..., bool]:
@@ -135,12 +161,12 @@ POINTS: Mapping[str, Point] = {
     "hand back": _alone("tasks.put_down", "leave", when=_to_others),
     "unregister": _together("workers.unregister", "leave"),
     "unregister with tasks": _together("workers.unregister", "leave defiant"),
-    "farewell": _together("executions.notify_work", "leave"),
+    "farewell": _together("executions.notify_work", "leave", when=_leavers_tell),
     "bury": _together("workers.bury", "take over", when=_somebody_is_dead),
     "take over": _together("workers.take_over", "take over", when=_somebody_was_dead),
-    "tell of takeover": _together("executions.notify_work", "take over"),
+    "tell of takeover": _together("executions.notify_work", "take over", when=_heirs_tell),
     "wake all": _alone("children.wake_all", "take over a group"),
-    "tell of those woken": _alone("executions.notify_work", "take over a group"),
+    "tell of those woken": _alone("executions.notify_work", "take over a group", when=_heirs_tell),
     # A task is taken and put down.
     "claim": _alone("tasks.claim", "notes", when=_something_is_due),
     "claim a second turn": _alone("tasks.claim", "nap", when=_something_is_due, nth=2),
@@ -169,19 +195,19 @@ POINTS: Mapping[str, Point] = {
     "transaction in a thread": _together("tasks.record_steps", "deposit in a thread", witness="deposit-a"),
     # Children.
     "add children": _together("children.add", "one child"),
-    "tell of children": _together("executions.notify_work", "one child"),
+    "tell of children": _together("executions.notify_work", "one child", when=_turns_tell),
     "child": _together("tasks.record_steps", "one child", when=_records(StepKind.CHILD), witness="note-f-0"),
     "end of a child": _together("children.remove", "one child", witness="note-f-0"),
     "transaction of a child": _together("children.remove", "child that deposits", witness="deposit-f-0"),
     "wake": _alone("children.wake", "one child"),
     "wake at the end of a child": _alone("children.wake", "group", nth=2),
-    "tell of who is woken at leaving": _alone("executions.notify_work", "leave a group"),
+    "tell of who is woken at leaving": _alone("executions.notify_work", "leave a group", when=_turns_tell),
     "give up children": _together("children.give_up", "first"),
     # Executions that a body starts.
     "touch": _together("tasks.touch", "parent"),
     "start": _together("executions.insert", "parent"),
     "record a start": _together("tasks.record_steps", "parent", when=_records(StepKind.EXECUTION)),
-    "tell of a start": _together("executions.notify_work", "parent"),
+    "tell of a start": _together("executions.notify_work", "parent", when=_turns_tell),
     "end of a child execution": _alone("tasks.finish", "parent"),
     "wake a parent": _alone("children.wake", "parent"),
     # Ends.
