@@ -35,7 +35,8 @@ class CleanupTurn(Turn):
         try:
             await self._call(on_cancel, self.data)
             self.journal.check_end()
-        except BaseException as error:  # noqa: BLE001 - raised again unless it is the function's own
-            self._check_own(error)
+        except BaseException as error:
+            if not self._is_own(error):
+                raise
             self._log_fault(error)
         return CleanedUp()

@@ -126,6 +126,12 @@ class Turn:
         self._asyncio_task = asyncio.current_task()
         current_turn.set(self)
         try:
+            return await self._run_to_end()
+        finally:
+            self._let_go()
+
+    async def _run_to_end(self) -> Outcome:
+        try:
             outcome = await self._run_handler()
         except BaseException as error:
             interrupted = self._interrupted()
@@ -136,7 +142,6 @@ class Turn:
             self._is_over = True
             self.children.close()
             await self._absorb_cancellation()
-            self._let_go()
         # A signal decides how the turn ends, whatever the body made of it.
         return self._interrupted() or outcome
 
@@ -147,8 +152,13 @@ class Turn:
                 await asyncio.sleep(0)
 
     def _let_go(self) -> None:
-        """Undo what links the turn and its asyncio task to each other: both would stay until a garbage collection."""
+        """Undo what leads from the turn back to it: all of that would stay until a garbage collection.
+
+        That is the context of its asyncio task, and the tracebacks of what was raised in it.
+        """
         self._asyncio_task = None
+        self._signals.clear()
+        self._step_errors.clear()
         current_turn.set(None)
         current_branch.set(None)
 
@@ -208,17 +218,17 @@ class Turn:
             self.journal.check_end()
         except NonDeterminismError:
             raise
-        except BaseException as error:  # noqa: BLE001 - raised again unless it is the body's own
-            self._check_own(error)
+        except BaseException as error:
+            if not self._is_own(error):
+                raise
             return await self._after_fault(error)
         return Completed(result)
 
-    def _check_own(self, error: BaseException) -> None:
-        """Raise the error again if it is the turn that is being ended, or the process."""
+    def _is_own(self, error: BaseException) -> bool:
+        """Return whether the error is of what the turn called, and not what ends the turn, or the process."""
         task = self._asyncio_task
         is_ending = self._interrupted() is not None or (task is not None and task.cancelling() > 0)
-        if ends_turn(error) or (is_ending and not isinstance(error, _FAULTS)):
-            raise error
+        return not (ends_turn(error) or (is_ending and not isinstance(error, _FAULTS)))
 
     async def _in_time(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what the function returns, unless the execution's deadline comes first."""
@@ -308,8 +318,9 @@ class Turn:
             value = await self._call(on_failure, self.data, failure_from(error))
             _, result = self._packed(value)
             self.journal.check_end()
-        except BaseException as raised:  # noqa: BLE001 - raised again unless it is the function's own
-            self._check_own(raised)
+        except BaseException as raised:
+            if not self._is_own(raised):
+                raise
             self._log_fault(raised)
             self._fault = raised
             return Failed(faults.record_of(raised), frozenset(self._handled))

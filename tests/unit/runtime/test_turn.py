@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -20,6 +22,7 @@ from zart_sqla import (
     sleep,
     step,
     trx,
+    wait_for_event,
 )
 from zart_sqla.records import RecordedStep, StepKind
 from zart_sqla.runtime.outcomes import Completed, Failed, LeaseLost, Suspended
@@ -728,3 +731,42 @@ async def test_steps_after_the_turn_is_over() -> None:
     with pytest.raises(asyncio.CancelledError):
         await left[0]
     assert calls == []
+
+
+@step
+async def one() -> int:
+    """Return 1."""
+    return 1
+
+
+@durable
+async def completing() -> int:
+    """Run a step."""
+    return await one()
+
+
+@durable
+async def sleeping() -> None:
+    """Run a step, and sleep."""
+    await one()
+    await sleep("nap", "1h")
+
+
+@durable
+async def listening() -> None:
+    """Wait for an event."""
+    await wait_for_event("paid")
+
+
+@pytest.mark.parametrize("workflow", [completing, sleeping, listening], ids=lambda workflow: workflow.name)
+async def test_a_turn_that_is_over_is_gone(workflow: Any) -> None:
+    """Nothing of a turn stays for the garbage collector: a run that waits costs no memory."""
+    turn = MemoryRun(workflow).claim()
+    gone = weakref.ref(turn)
+    gc.disable()
+    try:
+        await asyncio.create_task(turn.run())
+        del turn
+        assert gone() is None
+    finally:
+        gc.enable()
