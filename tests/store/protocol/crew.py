@@ -152,6 +152,8 @@ class Crew(Transactions):
         worker = self._worker(at)
         if worker is None or any(worker in owers for owers in self.model.debts.values()):
             return
+        if any(work.worker == worker for work in self.works.values()):
+            return  # it waits until all is written, and has looked
         work = self._begin("liveness", worker)
         if work is None:
             return
