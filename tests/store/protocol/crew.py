@@ -261,6 +261,8 @@ class Crew(Transactions):
             assert not taken
             return
         sure = (before & due) - self._locked(work) - suspects
+        if work.was_blocked:
+            return  # it has waited for the end of a burial of its own worker; what it saw before may be gone
         assert len(claimed) >= min(limit, len(sure))
         if len(claimed) < limit:
             assert sure <= taken
