@@ -152,6 +152,8 @@ class Crew(Transactions):
         worker = self._worker(at)
         if worker is None or any(worker in owers for owers in self.model.debts.values()):
             return
+        if any(work.worker == worker for work in self.works.values()):
+            return  # it waits until all is written, and has looked
         work = self._begin("liveness", worker)
         if work is None:
             return
@@ -259,6 +261,8 @@ class Crew(Transactions):
             assert not taken
             return
         sure = (before & due) - self._locked(work) - suspects
+        if work.was_blocked:
+            return  # it has waited for the end of a burial of its own worker; what it saw before may be gone
         assert len(claimed) >= min(limit, len(sure))
         if len(claimed) < limit:
             assert sure <= taken
