@@ -289,6 +289,7 @@ def _called() -> set[str]:
             f"{node.value.id}.{node.attr}"
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+            if node.attr.islower()  # and so is no constant
         }
     return found
 

@@ -83,8 +83,8 @@ class Turns(Transactions):
         was_effective, key = self._is_effective(claim), (claim.task.run_id, name)
         value = ERROR.category if has_failed else "ok"
 
-        def told(written: set[tuple[UUID, str]]) -> None:
-            self._told_of_step(work, claim, name, is_written=key in written, was_effective=was_effective)
+        def told(written: int) -> None:
+            self._told_of_step(work, claim, name, is_written=written == 1, was_effective=was_effective)
             if written:
                 work.effects.append(lambda: self.model.record(*key, value))
 
