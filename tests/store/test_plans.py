@@ -60,7 +60,7 @@ BOUNDS: Final = {
     "streams.emit": 400,
     "streams.follow": 40,
     "streams.read": 40,
-    "tasks.claim": 350,
+    "tasks.claim": 400,
     "tasks.finish": 250,
     "tasks.held": 70,
     "tasks.put_down": 100,

@@ -10,10 +10,10 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import Connection, func, select
@@ -26,6 +26,8 @@ from zart_sqla.store.tasks import RunToFinish, StepToRecord, TaskToPutDown
 T = TypeVar("T")
 
 _MOMENT = timedelta(seconds=2)
+NOTHING: Final = {"limit": 0}
+"""How a claim gets nothing for which nothing was due: something could have come since."""
 
 
 class Moment(StrEnum):
@@ -63,6 +65,7 @@ class Point:
         is_alone: whether its statement is a transaction of its own; else others are in the same transaction.
         nth: the how manieth of such calls it is.
         when: which calls count, by what they are given.
+        otherwise: what other calls are given instead, so that they do not do what the one that is meant should.
         witness: a step, or a place in a body, whose beginnings tell whether what was written is lost.
         kept: how often it begins if it is not.
         lost: how often it begins if it is.
@@ -73,6 +76,7 @@ class Point:
     is_alone: bool = True
     nth: int = 1
     when: Callable[..., bool] = _always
+    otherwise: Mapping[str, Any] = field(default_factory=dict[str, Any])
     witness: str | None = None
     kept: int = 1
     lost: int = 2
@@ -168,10 +172,10 @@ POINTS: Mapping[str, Point] = {
     "wake all": _alone("children.wake_all", "take over a group"),
     "tell of those woken": _alone("executions.notify_work", "take over a group", when=_heirs_tell),
     # A task is taken and put down.
-    "claim": _alone("tasks.claim", "notes", when=_something_is_due),
-    "claim a second turn": _alone("tasks.claim", "nap", when=_something_is_due, nth=2),
-    "claim a child": _alone("tasks.claim", "one child", when=_something_is_due, nth=2),
-    "claim a cleanup": _alone("tasks.claim", "cancelled", when=_something_is_due),
+    "claim": _alone("tasks.claim", "notes", when=_something_is_due, otherwise=NOTHING),
+    "claim a second turn": _alone("tasks.claim", "nap", when=_something_is_due, otherwise=NOTHING, nth=2),
+    "claim a child": _alone("tasks.claim", "one child", when=_something_is_due, otherwise=NOTHING, nth=2),
+    "claim a cleanup": _alone("tasks.claim", "cancelled", when=_something_is_due, otherwise=NOTHING),
     "give back a broken claim": _alone("tasks.release_others", "broken claim", witness="b", kept=2),
     "journal": _alone("tasks.journal", "nap"),
     "history of a child": _alone("children.histories", "child that falters"),
@@ -258,7 +262,10 @@ class _Trap:
         self._left = point.nth
 
     def __call__(self, connection: Connection, *arguments: Any, **options: Any) -> Any:
-        if not self._is_meant(connection, *arguments, **options):
+        if not self._counts(connection, *arguments, **options):
+            return self._function(connection, *arguments, **{**options, **self._point.otherwise})
+        self._left -= 1
+        if self._left != 0:
             return self._function(connection, *arguments, **options)
         if self._moment is Moment.UNSENT:
             die()
@@ -270,12 +277,9 @@ class _Trap:
             die()
         return answer
 
-    def _is_meant(self, connection: Connection, *arguments: Any, **options: Any) -> bool:
+    def _counts(self, connection: Connection, *arguments: Any, **options: Any) -> bool:
         pooled: Any = connection.connection.dbapi_connection
-        if pooled.autocommit is not self._point.is_alone or not self._point.when(connection, *arguments, **options):
-            return False
-        self._left -= 1
-        return self._left == 0
+        return pooled.autocommit is self._point.is_alone and self._point.when(connection, *arguments, **options)
 
 
 class MortalConnection(asyncpg.Connection):
