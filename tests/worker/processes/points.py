@@ -63,6 +63,7 @@ class Point:
         function: the function, as `module.name`.
         scene: what brings a worker there, of the test's scenes.
         is_alone: whether its statement is a transaction of its own; else others are in the same transaction.
+        is_fixed: whether it is so each time; else something else may be written just then, and goes along.
         nth: the how manieth of such calls it is.
         when: which calls count, by what they are given.
         otherwise: what other calls are given instead, so that they do not do what the one that is meant should.
@@ -74,6 +75,7 @@ class Point:
     function: str
     scene: str
     is_alone: bool = True
+    is_fixed: bool = True
     nth: int = 1
     when: Callable[..., bool] = _always
     otherwise: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -183,7 +185,7 @@ POINTS: Mapping[str, Point] = {
     "retry later": _alone("tasks.put_down", "falter", when=_to_sleep, witness="a", kept=2),
     "retry the body later": _together("tasks.put_down", "restive", when=_to_sleep, witness="turn", kept=2, lost=3),
     "wait for an event": _together("tasks.put_down", "event later", when=_for_event),
-    "wait for children": _alone("tasks.put_down", "one child", when=_for_children),
+    "wait for children": _alone("tasks.put_down", "one child", when=_for_children, is_fixed=False),
     # What a turn writes.
     "step": _alone("tasks.record_steps", "notes", nth=2, witness="b"),
     "step that failed": _alone("tasks.record_steps", "fail", nth=2, witness="b"),
@@ -212,7 +214,7 @@ POINTS: Mapping[str, Point] = {
     "start": _together("executions.insert", "parent"),
     "record a start": _together("tasks.record_steps", "parent", when=_records(StepKind.EXECUTION)),
     "tell of a start": _together("executions.notify_work", "parent", when=_turns_tell),
-    "end of a child execution": _alone("tasks.finish", "parent"),
+    "end of a child execution": _alone("tasks.finish", "parent", is_fixed=False),
     "wake a parent": _alone("children.wake", "parent"),
     # Ends.
     "finish": _alone("tasks.finish", "notes", witness="tail"),
@@ -279,7 +281,8 @@ class _Trap:
 
     def _counts(self, connection: Connection, *arguments: Any, **options: Any) -> bool:
         pooled: Any = connection.connection.dbapi_connection
-        return pooled.autocommit is self._point.is_alone and self._point.when(connection, *arguments, **options)
+        can_be_meant = pooled.autocommit is self._point.is_alone or not self._point.is_fixed
+        return can_be_meant and self._point.when(connection, *arguments, **options)
 
 
 class MortalConnection(asyncpg.Connection):
