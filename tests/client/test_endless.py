@@ -116,11 +116,11 @@ class App:
     ) -> None:
         """Have something done while the app is between the so-manieth call of this function and what follows."""
         (name, number), calls = moment, itertools.count(1)
-        run, loop = self.scheduler.run, asyncio.get_running_loop()
+        ask, loop = self.scheduler.ask, asyncio.get_running_loop()
         original = getattr(MODULES[name], name)
 
-        async def run_held(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-            value = await run(function, *args, **options)
+        async def ask_held(function: Callable[..., Any], *args: Any) -> Any:
+            value = await ask(function, *args)
             if function is original and next(calls) == number:
                 await doing()
             return value
@@ -132,7 +132,7 @@ class App:
             return value
 
         if self.listens:
-            monkeypatch.setattr(self.scheduler, "run", run_held)
+            monkeypatch.setattr(self.scheduler, "ask", ask_held)
         else:
             monkeypatch.setattr(MODULES[name], name, held)
 

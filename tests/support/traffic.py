@@ -17,6 +17,7 @@ class Traffic:
         beats: the heartbeats.
         transactions: the BEGINs, COMMITs and the like; a statement without them is a transaction of its own.
         alone: how many of the statements are such.
+        answered: to how many of the statements the database has answered.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Traffic:
         self.beats: list[str] = []
         self.transactions: list[str] = []
         self.alone = 0
+        self.answered = 0
 
     @property
     def committed(self) -> int:
@@ -47,6 +49,7 @@ class Traffic:
         self.beats.clear()
         self.transactions.clear()
         self.alone = 0
+        self.answered = 0
 
     def on_statement(self, statement: str, *, is_alone: bool) -> None:
         """Note a statement, and whether it is a transaction of its own."""
@@ -55,6 +58,10 @@ class Traffic:
             return
         self.statements.append(statement)
         self.alone += is_alone
+
+    def on_answer(self, statement: str) -> None:
+        """Note that a statement has been answered."""
+        self.answered += _BEAT not in statement
 
     def on_query(self, query: str) -> None:
         """Note what the driver sent by itself."""
@@ -72,13 +79,18 @@ def traffic() -> Iterator[Traffic]:
         is_alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
         record.on_statement(statement, is_alone=is_alone)
 
+    def on_executed(_connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+        record.on_answer(statement)
+
     def on_connect(connection: Any, _record: Any) -> None:
         connection.driver_connection.add_query_logger(lambda logged: record.on_query(logged.query))
 
     event.listen(Engine, "before_cursor_execute", on_execute)
+    event.listen(Engine, "after_cursor_execute", on_executed)
     event.listen(Pool, "connect", on_connect)
     try:
         yield record
     finally:
         event.remove(Engine, "before_cursor_execute", on_execute)
+        event.remove(Engine, "after_cursor_execute", on_executed)
         event.remove(Pool, "connect", on_connect)

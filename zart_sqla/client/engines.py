@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from zart_sqla.config import PoolConfig
 from zart_sqla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Generator
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Connection
     from sqlalchemy.engine.interfaces import IsolationLevel
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 ASYNC_DRIVER: Final = "postgresql+asyncpg"
 SYNC_DRIVER: Final = "postgresql+psycopg"
@@ -124,10 +127,11 @@ def _drop_half_made(error: BaseException) -> None:
 @asynccontextmanager
 async def opened(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
     """Lend a connection, closed at the end, and also if this is cancelled while the connection is being made."""
-    async with AsyncExitStack() as stack:
-        connection = await connect(engine)
-        stack.push_async_exit(connection)
+    connection = await connect(engine)
+    try:
         yield connection
+    finally:
+        await asyncio.shield(connection.close())
 
 
 @asynccontextmanager
@@ -139,27 +143,48 @@ async def transaction(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
             yield connection
 
 
-@asynccontextmanager
-async def connected(
-    engine: AsyncEngine, seconds: float, *, isolation_level: IsolationLevel = "AUTOCOMMIT"
-) -> AsyncGenerator[AsyncConnection]:
-    """Lend a connection for what the database must answer within so many seconds.
+async def call(
+    engine: AsyncEngine,
+    function: Callable[[Connection, *Ts], T],
+    *args: *Ts,
+    seconds: float | None = None,
+    isolation_level: IsolationLevel = "AUTOCOMMIT",
+) -> T:
+    """Return what the function returns, called with a connection of the pool; at its end, what it did is committed.
 
-    Unless told otherwise, each statement is a transaction of its own on it: one round trip, not three.
+    Args:
+        engine: where the connection comes from.
+        function: what is to be done with it.
+        args: what it gets besides.
+        seconds: within how many there must be a connection, and then the answers. Default: the pool's own limit for
+            the former, none for the latter.
+        isolation_level: of the transaction. Default: each statement is one of its own, which is one round trip, not
+            three.
 
     Raises:
         TimeoutError: no connection could be had in that time, or it was cut.
     """
-    async with AsyncExitStack() as stack:
-        async with asyncio.timeout(seconds):
-            connection = await stack.enter_async_context(opened(engine))
-        await connection.execution_options(isolation_level=isolation_level)
-        async with answering(connection, seconds):
-            yield connection
+
+    def work(connection: Connection) -> T:
+        connection.execution_options(isolation_level=isolation_level)
+        with answering(connection, seconds):
+            value = function(connection, *args)
+            connection.commit()
+        return value
+
+    async with asyncio.timeout(seconds):
+        connection = await connect(engine)
+    try:
+        value = await connection.run_sync(work)
+    except BaseException:
+        await asyncio.shield(connection.close())
+        raise
+    await connection.close()  # there is nothing to be undone, so it only goes back to the pool
+    return value
 
 
-@asynccontextmanager
-async def answering(connection: AsyncConnection, seconds: float) -> AsyncGenerator[None]:
+@contextmanager
+def answering(connection: AsyncConnection | Connection, seconds: float | None) -> Generator[None]:
     """Cut the connection if what is done in the block takes longer; then what waits for an answer fails.
 
     A connection can be half open: the other end is gone, or something between drops what is sent, and nobody says so;
@@ -169,7 +194,10 @@ async def answering(connection: AsyncConnection, seconds: float) -> AsyncGenerat
     Raises:
         TimeoutError: it was cut.
     """
-    watch = _Watch((await connection.get_raw_connection()).driver_connection, seconds)
+    if seconds is None:
+        yield
+        return
+    watch = _Watch(_driver_of(connection), seconds)
     try:
         yield
     except Exception as error:
@@ -178,6 +206,13 @@ async def answering(connection: AsyncConnection, seconds: float) -> AsyncGenerat
         raise TimeoutError(f"the database did not answer within {seconds:g} s") from error
     finally:
         watch.end()
+
+
+def _driver_of(connection: AsyncConnection | Connection) -> Any:
+    """Return the driver's connection."""
+    lent = connection.sync_connection if isinstance(connection, AsyncConnection) else connection
+    assert lent is not None  # noqa: S101 - it is open
+    return lent.connection.driver_connection
 
 
 class _Watch:

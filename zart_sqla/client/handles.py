@@ -55,7 +55,7 @@ class ExecutionHandle(Generic[R]):
         Raises:
             ExecutionNotFound: there is none with this id.
         """
-        return await self._scheduler.run(executions.info, self.execution_id)
+        return await self._scheduler.ask(executions.info, self.execution_id)
 
     async def status(self) -> ExecutionStatus:
         """Return where it stands now.
@@ -71,7 +71,7 @@ class ExecutionHandle(Generic[R]):
         Raises:
             ExecutionNotFound: there is none with this id.
         """
-        return await self._scheduler.run(executions.steps, self.execution_id)
+        return await self._scheduler.ask(executions.steps, self.execution_id)
 
     async def history(self) -> ExecutionHistory:
         """Return what is recorded of its current run, to be kept in a file or replayed by `zart_sqla.testing.replay`.
@@ -79,7 +79,7 @@ class ExecutionHandle(Generic[R]):
         Raises:
             ExecutionNotFound: there is none with this id.
         """
-        return await self._scheduler.run(executions.history, self.execution_id)
+        return await self._scheduler.ask(executions.history, self.execution_id)
 
     async def cancel(self, *, session: AnyConnection | None = None) -> None:
         """End it as cancelled: no further step starts, and a step that runs is interrupted within a second.
@@ -124,7 +124,7 @@ class ExecutionHandle(Generic[R]):
             InvalidNameError: the name or the id cannot be stored; nothing is written.
         """
         event = executions.prepare_event(self.execution_id, name, value, event_id)
-        return await self._scheduler.run_and_wake(executions.offer_event, event, session=session)
+        return await self._scheduler.run_and_wake(executions.offer_event, event, session=session, is_one_statement=True)
 
     @overload
     def stream(self, name: str, kind: type[T], /, *, offset: int = 0, follow: bool = True) -> StreamReader[T]: ...
@@ -184,7 +184,7 @@ class ExecutionHandle(Generic[R]):
 
     async def _wait(self) -> R:
         while True:
-            ended = await self._scheduler.run(executions.ending, self.execution_id)
+            ended = await self._scheduler.ask(executions.ending, self.execution_id)
             if ended.status.is_terminal:
                 return cast("R", executions.result_of(ended, self.execution_id, self._codec))
             await self._wait_for_end(ended.run_id)
@@ -197,7 +197,7 @@ class ExecutionHandle(Generic[R]):
         with scheduler.ends.waiting_for(str(run_id)) as end:
             # If it is this run that is marked, it goes on, and its end will be heard. If not, it has ended, perhaps
             # unheard, and another one may have begun.
-            if await scheduler.run(stored.await_end, self.execution_id) != run_id:
+            if await scheduler.ask(stored.await_end, self.execution_id) != run_id:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(end.wait(), POLL_SECONDS)

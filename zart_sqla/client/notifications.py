@@ -7,7 +7,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from zart_sqla.client.engines import apart, connected, opened
+from zart_sqla.client.engines import apart, call, opened
 from zart_sqla.store import executions
 from zart_sqla.store.failures import DATABASE_ERRORS, brief, is_interruption, is_transient
 
@@ -162,8 +162,8 @@ class WakeUps:
         while self._is_asked:
             self._is_asked = False
             try:
-                async with connected(self._engine, _ANSWER_SECONDS) as connection:
-                    await connection.run_sync(executions.notify, self._names.work_channel)
+                channel = self._names.work_channel
+                await call(self._engine, executions.notify, channel, seconds=_ANSWER_SECONDS)
             except DATABASE_ERRORS as error:
                 if not (is_transient(error) or is_interruption(error)):
                     raise

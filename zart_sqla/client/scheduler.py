@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from zart_sqla import migrations
 from zart_sqla.client import executions
 from zart_sqla.client.connections import after_transaction, run_joined
-from zart_sqla.client.engines import checked_engine, make_engine, opened, transaction
+from zart_sqla.client.engines import call, checked_engine, make_engine, opened, transaction
 from zart_sqla.client.handles import ExecutionHandle
 from zart_sqla.client.notifications import Ends, WakeUps
 from zart_sqla.client.sync import LoopBackend, SyncScheduler
@@ -287,7 +287,7 @@ class PostgresScheduler:
         executions.checked_on_conflict(on_conflict)
         if not new:
             return
-        await self.run_and_wake(executions.start, new, on_conflict, session=session)
+        await self.run_and_wake(executions.start, new, on_conflict, session=session, is_one_statement=len(new) == 1)
 
     @overload
     def handle(self, execution_id: str, workflow: Durable[Any, R]) -> ExecutionHandle[R]: ...
@@ -326,24 +326,31 @@ class PostgresScheduler:
             ConfigError: an argument is out of range.
         """
         wanted = executions.checked_filter(status, task_name, search, since, limit)
-        return await self.run(stored.browse, wanted, cursor)
+        return await self.ask(stored.browse, wanted, cursor)
 
     async def run_and_wake(
         self,
         function: Callable[[Connection, TableNames, *Ts], T],
         *args: *Ts,
         session: AnyConnection | None = None,
+        is_one_statement: bool = False,
     ) -> T:
-        """Do as `run`, and have the workers look for work once it is committed."""
+        """Do as `run`, and have the workers look for work once it is committed.
+
+        What changes something with one statement alone needs no more than `ask` to be committed.
+        """
         is_later = self._notify == "after_commit" and (session is None or isinstance(session, AsyncSession))
 
-        def call(connection: Connection, names: TableNames) -> T:
+        def change(connection: Connection, names: TableNames) -> T:
             value = function(connection, names, *args)
             if not is_later:
                 stored.notify_work(connection, names)
             return value
 
-        value = await self.run(call, session=session)
+        if is_later and is_one_statement and session is None:
+            value = await self.ask(change)
+        else:
+            value = await self.run(change, session=session)
         if is_later and isinstance(session, AsyncSession):
             after_transaction(session, self.wake_ups.send)
         elif is_later:
@@ -362,10 +369,14 @@ class PostgresScheduler:
         """
         self.note_loop()
 
-        def call(connection: Connection) -> T:
-            return function(connection, self.names, *args)
-
         if session is not None:
-            return await run_joined(session, call)
-        async with transaction(self.engine) as connection:
-            return await connection.run_sync(call)
+            return await run_joined(session, lambda connection: function(connection, self.names, *args))
+        return await call(self.engine, function, self.names, *args, isolation_level="READ COMMITTED")
+
+    async def ask(self, function: Callable[[Connection, TableNames, *Ts], T], *args: *Ts) -> T:
+        """Return what the function returns, each of whose statements is a transaction of its own.
+
+        That is one round trip for each, not three: for what only reads, or says all in one statement.
+        """
+        self.note_loop()
+        return await call(self.engine, function, self.names, *args)

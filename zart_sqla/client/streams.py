@@ -59,14 +59,14 @@ async def next_page(scheduler: PostgresScheduler, position: StreamPosition, *, i
     Raises:
         ExecutionNotFound: there is no such execution.
     """
-    page = None if is_caught_up else await scheduler.run(read, position)
+    page = None if is_caught_up else await scheduler.ask(read, position)
     while page is None or not page.is_news:
         # The run is marked before the next look: what is emitted later will be notified.
-        followed = await scheduler.run(streams.follow, position.execution_id)
+        followed = await scheduler.ask(streams.follow, position.execution_id)
         if followed is not None:
             page = await _heard(scheduler, position, followed)
         else:
-            page = await scheduler.run(read, position)
+            page = await scheduler.ask(read, position)
     return page
 
 
@@ -75,12 +75,12 @@ async def _heard(scheduler: PostgresScheduler, position: StreamPosition, followe
     await scheduler.ends.listen()
     # Nothing is awaited in between: a worker that listens for us and stops wakes only those who wait by then.
     with scheduler.ends.waiting_for(str(followed.run_id)) as news:
-        page = await scheduler.run(read, position)
+        page = await scheduler.ask(read, position)
         if page.is_news or page.run_id != followed.run_id:  # of another run that has begun nobody tells us yet
             return page
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(news.wait(), patience(followed))
-    return await scheduler.run(read, position)
+    return await scheduler.ask(read, position)
 
 
 class _Reading(Generic[T]):
@@ -158,7 +158,7 @@ class StreamReader(_Reading[T]):
     async def _next_page(self) -> StreamPage:
         if self._follows:
             return await next_page(self._scheduler, self._position, is_caught_up=self._is_caught_up)
-        return await self._scheduler.run(read, self._position)
+        return await self._scheduler.ask(read, self._position)
 
 
 class SyncStreamReader(_Reading[T]):

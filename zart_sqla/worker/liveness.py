@@ -182,22 +182,22 @@ class Liveness:
     async def _use(self, connection: AsyncConnection, stopping: asyncio.Event) -> None:
         """Take a lock, listen, and beat until the connection breaks or the worker stops."""
         config = self._config
-        async with answering(connection, config.answer_seconds):
+        with answering(connection, config.answer_seconds):
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             is_lost = await self._listen(connection)
             await self._register(connection)
         while not stopping.is_set():
-            async with answering(connection, config.lease_seconds / 3):
+            with answering(connection, config.lease_seconds / 3):
                 beat = await self._beat(connection)
             if self._home.is_closed():  # nobody has stopped the worker, but it cannot work any more
                 break
             if beat.has_dead or time.monotonic() >= self._sweep_at:
-                async with answering(connection, config.answer_seconds):
+                with answering(connection, config.answer_seconds):
                     await self._take_over(connection)
             await _wait_for_either(stopping, is_lost, config.heartbeat_seconds)
             if is_lost.is_set():
                 raise ConnectionResetError("the server closed it")
-        async with answering(connection, config.answer_seconds):
+        with answering(connection, config.answer_seconds):
             await self._resign(connection)
 
     async def _listen(self, connection: AsyncConnection) -> asyncio.Event:

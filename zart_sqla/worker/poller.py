@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from zart_sqla.client.engines import connected
+from zart_sqla.client.engines import call
 from zart_sqla.records import RunHistory
 from zart_sqla.store import children, diagnosis, tasks
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
@@ -150,16 +150,7 @@ class Poller:
         Returns:
             How many.
         """
-        async with connected(self._engine, self._config.answer_seconds) as connection:
-            if self._is_unsure:
-                self._is_unsure = False
-                await connection.run_sync(self._release_unknown)
-                if self._is_unsure:  # not all could be put back
-                    self._wake_in(_RELEASE_SECONDS)
-            claimed, seconds = await connection.run_sync(self._take, limit)
-            if len(claimed) < limit and time.monotonic() >= self._look_at:
-                self._look_at = time.monotonic() + _LOOK_SECONDS
-                await connection.run_sync(self._tell_unserved)
+        claimed, seconds = await call(self._engine, self._take, limit, seconds=self._config.answer_seconds)
         if seconds is not None:
             self._wake_in(seconds)
         if claimed and not self._may_claim.is_set():  # the lease may have ended meanwhile
@@ -177,8 +168,7 @@ class Poller:
 
     async def _go_on_with(self, resumed: Sequence[ClaimedTask]) -> None:
         """Start the turns of tasks that had turns before, with what those recorded: it can take a while to read."""
-        async with connected(self._engine, self._config.lease_seconds) as connection:
-            histories = await connection.run_sync(self._histories, resumed)
+        histories = await call(self._engine, self._histories, resumed, seconds=self._config.lease_seconds)
         for task in resumed:
             self._dispatcher.dispatch(task, histories.get(task.task_id, RunHistory()))
 
@@ -188,15 +178,21 @@ class Poller:
         That of which a turn that was given up may still be written stays for later: else another worker could begin,
         without seeing it, before that is committed.
         """
+        self._is_unsure = False
         held = self._dispatcher.held
         writing = set(self._writing()) - held.keys()
         found = tasks.release_others(connection, self._names, self._identity.worker_id, [*held, *writing])
-        self._is_unsure = bool(writing) or not all(found.values())  # the latter if somebody has locked them
+        if writing or not all(found.values()):  # the latter if somebody has locked them
+            self._is_unsure = True
+            self._wake_in(_RELEASE_SECONDS)
         if any(found.values()):
             logger.info("%d tasks of a broken claim go back to the queue", sum(found.values()))
 
     def _take(self, connection: Connection, limit: int) -> tuple[list[ClaimedTask], float | None]:
-        return tasks.claim(
+        """Take due tasks, and return them and in how many seconds the next one is due; tidy up where it is time to."""
+        if self._is_unsure:
+            self._release_unknown(connection)
+        claimed, seconds = tasks.claim(
             connection,
             self._names,
             self._identity.worker_id,
@@ -207,6 +203,10 @@ class Poller:
             takes_suspect=not self._dispatcher.has_suspect,
             ahead_seconds=self._config.poll_seconds,
         )
+        if len(claimed) < limit and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            self._tell_unserved(connection)
+        return claimed, seconds
 
     def _histories(self, connection: Connection, resumed: Sequence[ClaimedTask]) -> dict[UUID, RunHistory]:
         """Return what there is of the runs, and of the children, by the ids of their tasks."""

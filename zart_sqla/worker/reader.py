@@ -6,7 +6,7 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from zart_sqla.client.engines import connected
+from zart_sqla.client.engines import call
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import Suspended
 from zart_sqla.store import executions
@@ -41,8 +41,8 @@ class Reader:
             TurnSignal: the database is in the way; the turn is made again soon.
         """
         try:
-            async with connected(self._engine, self._config.answer_seconds) as connection:
-                return await connection.run_sync(executions.ending, self._names, execution_id)
+            seconds = self._config.answer_seconds
+            return await call(self._engine, executions.ending, self._names, execution_id, seconds=seconds)
         except DATABASE_ERRORS as error:
             logger.warning("the database was in the way of a turn, which will be made again: %s", brief(error))
             raise TurnSignal(Suspended(due_at=self._clock.now() + _PAUSE)) from error

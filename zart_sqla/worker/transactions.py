@@ -172,7 +172,7 @@ class OpenTransaction:
         return step
 
     async def _finish(self, step: RecordedStep) -> None:
-        async with answering(self._connection, self._opener.answer_seconds):
+        with answering(self._connection, self._opener.answer_seconds):
             is_written = await self._write(step)
         if not is_written:
             await self.rollback()

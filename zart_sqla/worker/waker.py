@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from zart_sqla.client.engines import connected
+from zart_sqla.client.engines import call
 from zart_sqla.store import children, executions
 from zart_sqla.store.failures import DATABASE_ERRORS, brief
 
@@ -78,8 +78,7 @@ class Waker:
 
     async def _look(self, run_ids: set[UUID]) -> None:
         try:
-            async with connected(self._engine, self._config.answer_seconds) as connection:
-                found = await connection.run_sync(self._wake, run_ids)
+            found = await call(self._engine, self._wake, run_ids, seconds=self._config.answer_seconds)
         except DATABASE_ERRORS as error:
             logger.warning("cannot wake runs whose children are done, trying again: %s", brief(error))
             found = dict.fromkeys(run_ids, False)

@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from zart_sqla.client.engines import connected
+from zart_sqla.client.engines import call
 from zart_sqla.errors import InvalidDataError
 from zart_sqla.runtime._signals import TurnSignal
 from zart_sqla.runtime.outcomes import LeaseLost
@@ -216,10 +216,7 @@ class Writer:
     async def _commit(self, batch: Batch) -> Written:
         isolation_level: IsolationLevel = "AUTOCOMMIT" if batch.is_one_statement else "READ COMMITTED"
         seconds = self._config.answer_seconds + batch.size / _SLOWEST_LINK
-        async with connected(self._engine, seconds, isolation_level=isolation_level) as connection:
-            written = await connection.run_sync(self._apply, batch)
-            await connection.commit()
-            return written
+        return await call(self._engine, self._apply, batch, seconds=seconds, isolation_level=isolation_level)
 
     def _apply(self, connection: Connection, batch: Batch) -> Written:
         return Application(connection, self._names, self._identity.worker_id).apply(batch)

@@ -44,8 +44,9 @@ class Ledger:
             os.close(file)
 
     def entries(self, *, after: int = 0) -> list[Entry]:
-        """Return the entries, but for the first `after` of them."""
-        return [Entry.parse(line) for line in self.path.read_text().splitlines()[after:]]
+        """Return the entries, but for the first `after` of them; a line whose end is not there yet is being written."""
+        *lines, _ = self.path.read_text().split("\n")
+        return [Entry.parse(line) for line in lines[after:]]
 
     def began(self, step: str, execution_id: str | None = None) -> list[Entry]:
         """Return the entries of beginning this step, in one execution or in all."""
