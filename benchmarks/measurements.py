@@ -8,8 +8,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, Final
 
@@ -64,12 +64,28 @@ class Measurement:
         return value
 
 
-def measure(
-    server: Server, environments: Environments, contender: Contender, workload: str, options: Options, *, url: str
+def measure(  # noqa: PLR0913 - what there is to a measurement
+    server: Server,
+    environments: Environments,
+    contender: Contender,
+    workload: str,
+    options: Options,
+    *,
+    url: str,
+    beside: Callable[[int], AbstractContextManager[object]] = nullcontext,
 ) -> Measurement:
     """Have a contender do a workload in a database.
 
     Commits are counted until its sessions have ended; those of its preparation are among them that were not told then.
+
+    Args:
+        server: where the database is.
+        environments: where the contender's interpreter is.
+        contender: who does it.
+        workload: what.
+        options: with what.
+        url: of the database.
+        beside: what goes on beside the measured part, given the process.
 
     Raises:
         BrokenError: it did not.
@@ -77,9 +93,12 @@ def measure(
     with tempfile.TemporaryFile("w+") as errors:
         try:
             with _started(environments, contender, workload, options, url, errors) as process:
-                earlier = _sample_at(process, "begin", server, url)[1]
-                end, later = _sample_at(process, "end", server, url)
-                process.wait(_STOP_SECONDS)
+                _, earlier = _sample_at(process, "begin", server, url)
+                with beside(process.pid):
+                    _let_go(process)
+                    end, later = _sample_at(process, "end", server, url)
+                    _let_go(process)
+                    process.wait(_STOP_SECONDS)
         except (BrokenError, subprocess.TimeoutExpired) as error:
             errors.seek(0)
             message = f"{contender.name} did not come to the end of {workload}: {error}: {errors.read()[-2000:]}"
@@ -124,13 +143,15 @@ def _started(
 
 
 def _sample_at(process: subprocess.Popen[str], mark: str, server: Server, url: str) -> tuple[dict[str, Any], Sample]:
-    """Return what the process tells at a mark, and the server's counters then; have it go on."""
-    assert process.stdin is not None
+    """Return what the process tells at a mark, where it waits, and the server's counters then."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{") and (told := json.loads(line)).get("mark") == mark:
-            sample = server.sample(url)
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            return told, sample
+            return told, server.sample(url)
     raise BrokenError(f"it never came to the {mark}")
+
+
+def _let_go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()

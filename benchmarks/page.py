@@ -15,12 +15,13 @@ from benchmarks.targets import Target, targets
 
 PAGE: Final = Path("docs/benchmarks.md")
 _FIGURES: Final = re.compile(r"(?<=<!-- figures -->\n).*(?=<!-- end of figures -->)", re.DOTALL)
+_PROFILED: Final = {"drain": "a run that does nothing", "steps": "a step"}
 _VERDICTS: Final = {True: "yes", False: "**no**", None: "not measured"}
 
 
 def figures(results: Results, plots: Path) -> str:
     """Return the machine, the versions, the targets and a section for each workload, as Markdown."""
-    parts = [*_made_on(results), "", *_target_table(targets(results)), ""]
+    parts = [*_made_on(results), "", *_target_table(targets(results)), "", *_profile_table(results)]
     for workload in ALL:
         if workload.name in results.measurements:
             parts += [f"### {workload.title}", "", f"![{workload.title}]({plots.name}/{workload.name}.svg)", ""]
@@ -49,6 +50,28 @@ def _target_table(all_of_them: list[Target]) -> Iterator[str]:
         bound = f"at {'most' if one.is_most else 'least'} {one.wanted:g} {one.unit}".rstrip()
         measured = "" if one.value is None else f"{one.value:.3g} {one.unit}".rstrip()
         yield f"| {one.claim} | {bound} | {measured} | {_VERDICTS[one.is_met]} |"
+
+
+def _profile_table(results: Results) -> Iterator[str]:
+    """Tell how many microseconds of our processor each part takes, of a unit of the workloads that were profiled."""
+    if not results.profiles:
+        return
+    yield "### Where our time goes"
+    yield ""
+    spent = {workload: _spent(results, workload) for workload in results.profiles}
+    yield from _header(["µs of the worker's processor", *(f"of {_PROFILED[name]}" for name in spent)])
+    layers = dict.fromkeys(layer for shares in results.profiles.values() for layer in shares)
+    for layer in layers:
+        cells = (f"{results.profiles[name].get(layer, 0.0) * spent[name]:.1f}" for name in spent)
+        yield f"| {layer} | {' | '.join(cells)} |"
+    yield f"| all | {' | '.join(f'{us:.1f}' for us in spent.values())} |"
+    yield ""
+
+
+def _spent(results: Results, workload: str) -> float:
+    """Return the microseconds of a unit where ours is quickest."""
+    rates = {case: results.rates(workload, case).get("zart", 0.0) for case in results.measurements[workload]}
+    return results.costs(workload, max(rates, key=lambda case: rates[case]))["zart"].client_us
 
 
 def _table(results: Results, workload: Workload) -> Iterator[str]:

@@ -48,6 +48,7 @@ class Results:
         cannot: what contenders cannot do, and why.
         measurements: by workload, case and contender, one for each repetition.
         missing: what a contender did not do, and why: by workload, case and contender, with commas between them.
+        profiles: the shares of our processor time, by workload and by whose code is at work.
     """
 
     machine: dict[str, Any]
@@ -56,6 +57,7 @@ class Results:
     cannot: dict[str, Mapping[str, str]]
     measurements: dict[str, dict[str, dict[str, list[Measurement]]]] = field(default_factory=dict[str, Any])
     missing: dict[str, str] = field(default_factory=dict[str, str])
+    profiles: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])
 
     def forget(self, workload: str, case: str, contender: str) -> None:
         """Make room for new measurements."""
@@ -129,6 +131,7 @@ class Results:
         self.versions.update(other.versions)
         self.cannot.update(other.cannot)
         self.missing.update(other.missing)
+        self.profiles.update(other.profiles)
         for workload, cases in other.measurements.items():
             for case, contenders in cases.items():
                 self.measurements.setdefault(workload, {}).setdefault(case, {}).update(contenders)
