@@ -4,11 +4,12 @@ from typing import Final
 
 import asyncpg
 import pytest
-from sqlalchemy import Dialect, Executable, Insert, create_engine
+from sqlalchemy import Dialect, Executable, Insert, create_engine, text
 from sqlalchemy.sql import ClauseElement
 
 from tests.statements.catalogue import NO_STATEMENTS, builders, catalogue
 from tests.store.connections import Database
+from tests.store.crew import claim, new, register
 from tests.store.plans.calls import AFTER, CALLS, PAGES
 from tests.store.plans.crowd import fill
 from tests.store.plans.explain import MODES, Plan, explained, planned
@@ -16,7 +17,8 @@ from tests.support.postgres import QUIET, private_server
 from tests.support.working import scheduler_on
 from zart_sqla import TableNames
 from zart_sqla.models import tables_of
-from zart_sqla.statements import executions
+from zart_sqla.statements import executions as statements_of_executions
+from zart_sqla.store import executions
 
 NAMES = TableNames()
 ASYNCPG = create_engine("postgresql+asyncpg://").dialect
@@ -99,6 +101,11 @@ ALWAYS: Final = {
 """What is said all the time, in a database that may have been empty a moment ago."""
 
 
+QUEUED = 20_000
+KNOWN = ("nothing", "it was empty", "all slept")
+"""What the planner can have been told of a queue that is long now."""
+
+
 def test_every_statement_has_a_bound() -> None:
     """Each statement of the product has a bound, or a reason why not."""
     assert set(BOUNDS) | set(UNBOUNDED) == set(builders()) - NO_STATEMENTS
@@ -135,6 +142,42 @@ async def test_plans_that_were_made_early(migrated_url: str) -> None:
     assert {name: str(plan) for name, plan in made if plan.scanned & GROWING} == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("known", KNOWN)
+async def test_claim_from_a_long_queue(migrated_url: str, known: str) -> None:
+    """A claim costs what it takes, and not what is in the queue, whatever the planner has been told of that."""
+    database = Database(NAMES, "asyncpg", migrated_url)
+    try:
+        worker = await register(database)
+        if known == "it was empty":
+            await say(database, "ANALYZE zart_tasks")
+        for first in range(0, QUEUED, 5000):
+            await start_many(database, first, 5000)
+        if known == "all slept":
+            await say(database, "UPDATE zart_tasks SET due_at = now() + INTERVAL '1 day'", "ANALYZE zart_tasks")
+            await say(database, "UPDATE zart_tasks SET due_at = now()", "VACUUM zart_tasks")
+        for mode in MODES:
+            with explained(database.engine, mode) as plans:
+                assert len(await claim(database, worker, 10)) == 10
+            (plan,) = plans
+            assert plan.pages <= BOUNDS["tasks.claim"] / 2, f"{mode}:\n{plan}"
+    finally:
+        await database.close()
+
+
+async def start_many(database: Database, first: int, count: int) -> None:
+    """Start so many executions at once."""
+    await database.run(executions.insert, [new(f"run-{number}") for number in range(first, first + count)])
+
+
+async def say(database: Database, *statements: str) -> None:
+    """Send statements, each a transaction of its own."""
+    async with database.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for statement in statements:
+            await connection.execute(text(statement))
+
+
 async def plans_of(database: Database, mode: str) -> dict[str, list[Plan]]:
     """Return the plans of each statement that the product sends, by its name."""
     plans: dict[str, list[Plan]] = {}
@@ -162,7 +205,7 @@ def check(name: str, plans: list[Plan]) -> None:
 
 def statements() -> dict[str, str]:
     """Return the names of the functions that make statements, by what these are as text."""
-    listed = [executions.browse(NAMES, wanted, after) for wanted in PAGES for after in (None, AFTER)]
+    listed = [statements_of_executions.browse(NAMES, wanted, after) for wanted in PAGES for after in (None, AFTER)]
     made = {text_of(build(NAMES)): name.split(" ")[0] for name, build in catalogue().items()}
     return made | {text_of(one): "executions.browse" for one in listed}
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     cast,
     delete,
     exists,
+    false,
     func,
     insert,
     literal,
@@ -46,8 +47,8 @@ MAX_CLAIM: Final = 1000
 
 
 def _served(tasks: FromClause, *, all_queues: bool) -> Any:
-    """Return the condition for a task that this worker can do, were it due."""
-    served = tasks.c.worker_id.is_(None) & (tasks.c.task_name == any_(array_of("task_names", TEXT)))
+    """Return the condition for a task that this worker can do."""
+    served = tasks.c.task_name == any_(array_of("task_names", TEXT))
     return served if all_queues else served & (tasks.c.queue == any_(array_of("queues", TEXT)))
 
 
@@ -63,8 +64,8 @@ def _is_harmless(tasks: FromClause, *, all_queues: bool) -> ColumnElement[bool]:
     enough = literal_column(str(SUSPECT_CRASHES), INTEGER)
     first = (
         select(suspects.c.task_id)
-        .where(_served(suspects, all_queues=all_queues), suspects.c.due_at <= func.now())
-        .where(suspects.c.crashes >= enough)
+        .where(suspects.c.worker_id.is_(None), suspects.c.due_at <= func.now(), suspects.c.crashes >= enough)
+        .where(_served(suspects, all_queues=all_queues))
         .order_by(suspects.c.due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -87,33 +88,35 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     """
     t = tables_of(names)
     me = alive(names)
-    # How the planner finds these few again: a plan that is made for any `limit` takes a tenth of what there is for what
-    # a claim gets, so there must be no more than `MAX_CLAIM`. They are joined, of which it makes one lookup each while
-    # it thinks that the queue is empty; and an array, of which it expects few, so that it does not read all of a queue
-    # of thousands to find a hundred.
+    # The planner has to walk the index in the order in which tasks became due, and to stop; else a claim costs as much
+    # as there is in the queue. It sees that only while it takes the limit for less than what there is. What it knows of
+    # a queue is mostly old, and it takes conditions that it knows nothing of for rare. So the limit is one that it
+    # cannot see, of which it assumes a tenth of what there is; and but for the index's own conditions all are in one
+    # that counts as true for every other task.
+    is_fit = _served(t.tasks, all_queues=all_queues) & _is_harmless(t.tasks, all_queues=all_queues)
     some = (
-        select(t.tasks.c.task_id, me.c.worker_id)
+        select(t.tasks.c.task_id)
         .join(me, true())
-        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at <= func.now())
-        .where(_is_harmless(t.tasks, all_queues=all_queues))
+        .where(t.tasks.c.worker_id.is_(None), t.tasks.c.due_at <= func.now(), func.coalesce(is_fit, false()))
         .order_by(t.tasks.c.due_at)
-        .limit(literal_column(str(MAX_CLAIM), INTEGER))
+        .limit(select(bindparam("limit", type_=INTEGER)).scalar_subquery())
         .with_for_update(skip_locked=True, of=t.tasks)
         .subquery("some")
     )
-    due = select(some).limit(bindparam("limit", type_=INTEGER)).cte("due")
+    # It finds them again by an array, of which it expects few: not by reading all of a queue of thousands.
+    due = select(some).limit(literal_column(str(MAX_CLAIM), INTEGER)).cte("due")
     task_ids = func.array(select(due.c.task_id).scalar_subquery())
     claimed = (
         update(t.tasks)
         .values(
-            worker_id=due.c.worker_id,
+            worker_id=bindparam("me", type_=UUID),
             attempt=t.tasks.c.attempt + 1,
             is_waiting=False,
             started_at=func.coalesce(t.tasks.c.started_at, func.now()),
             claimed_at=func.now(),
             has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
-        .where(t.tasks.c.task_id == due.c.task_id, t.tasks.c.task_id == any_(task_ids))
+        .where(t.tasks.c.task_id == any_(task_ids))
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
@@ -133,10 +136,11 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         )
         .cte("claimed")
     )
-    run = t.execution_runs
     upcoming = _seconds_to_next(names, all_queues=all_queues).cte("upcoming")
-    run_ids = func.array(select(claimed.c.run_id).scalar_subquery())
-    with_run = claimed.join(run, (run.c.run_id == claimed.c.run_id) & (run.c.run_id == any_(run_ids)))
+    runs = t.execution_runs
+    is_its = runs.c.run_id == claimed.c.run_id
+    run = select(runs).where(is_its).limit(literal_column("1", INTEGER)).lateral("run")  # a lookup each, always
+    rows = upcoming.outerjoin(claimed, true()).outerjoin(run, true())
     longest_first = (claimed.c.due_at, claimed.c.position, claimed.c.task_id)
     columns = (
         upcoming.c.seconds,
@@ -159,7 +163,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
         is_recorded(names, claimed.c.run_id, claimed.c.step).label("is_recorded"),
         ((run.c.outcome == "cancelled") & claimed.c.step.is_(None)).is_(true()).label("is_cleanup"),
     )
-    return select(*columns).select_from(upcoming.outerjoin(with_run, true())).order_by(*longest_first)
+    return select(*columns).select_from(rows).order_by(*longest_first)
 
 
 def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
@@ -171,7 +175,8 @@ def _seconds_to_next(names: TableNames, *, all_queues: bool) -> Select[Any]:
     horizon = func.now() + bindparam("ahead_seconds", type_=Float) * literal_column("INTERVAL '1 second'", INTERVAL)
     soonest = (
         select(t.tasks.c.due_at)
-        .where(_served(t.tasks, all_queues=all_queues), t.tasks.c.due_at > func.now(), t.tasks.c.due_at <= horizon)
+        .where(t.tasks.c.worker_id.is_(None), t.tasks.c.due_at > func.now(), t.tasks.c.due_at <= horizon)
+        .where(_served(t.tasks, all_queues=all_queues))
         .order_by(t.tasks.c.due_at)
         .limit(1)
         .scalar_subquery()
