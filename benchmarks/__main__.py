@@ -177,7 +177,7 @@ class Benchmark:
         """Return the case as it is for this contender: with its units, concurrency and rate."""
         options = replace(case.options, units=case.units_of.get(contender.name, case.options.units))
         if case.is_at_best:
-            known = self.results.best_concurrency(does.partition("-")[0], contender.name)
+            known = self.results.best_concurrency("steps" if does.startswith("steps") else "drain", contender.name)
             options = replace(options, concurrency=known or (500 if contender.name in QUICK else 100))
         if options.rate:  # it is a share of what this contender can do
             options = replace(options, rate=options.rate * self.results.best_rates("drain").get(contender.name, 0.0))

@@ -45,6 +45,7 @@ BOUNDS: Final = {
     "executions.cancel": 40,
     "executions.cancel_children": 100,
     "executions.describe": 180,
+    "executions.ending": 20,
     "executions.has_children": 20,
     "executions.has_open_parent": 20,
     "executions.has_started": 20,
@@ -90,7 +91,7 @@ UNBOUNDED: Final = {
 }
 """What reads a table from end to end, and why."""
 ALWAYS: Final = {
-    *("executions.start", "executions.describe", "executions.await_end", "executions.cancel"),
+    *("executions.start", "executions.describe", "executions.ending", "executions.await_end", "executions.cancel"),
     *("tasks.claim", "tasks.held", "tasks.touch", "tasks.put_down", "tasks.finish"),
     *("steps.record", "steps.record_attempts"),
     *("children.add", "children.remove"),

@@ -254,16 +254,18 @@ async def test_emitting(migrated_url: str) -> None:
         assert not await watch.outside.fetchval("SELECT bool_or(is_awaited) FROM zart_execution_runs")
 
 
-async def test_waiting_for_a_result(migrated_url: str) -> None:
-    """A wait for a result is a look and a mark, and a look when the run has ended. In between nothing is said."""
+@pytest.mark.parametrize(("is_new", "statements"), [(True, 1), (False, 2)], ids=["just started", "by its id"])
+async def test_waiting_for_a_result(migrated_url: str, *, is_new: bool, statements: int) -> None:
+    """A wait for a result is a look, unless it was just started, and a mark, and a look when the run has ended."""
     async with waited_for(migrated_url) as (said, handle, cancel):
-        waiting = asyncio.create_task(handle.result(timeout=PATIENCE))
-        await eventually(lambda: said.answered, 2)
-        assert len(said.statements) == 2
+        waited = handle if is_new else handle._scheduler.handle(handle.execution_id)
+        waiting = asyncio.create_task(waited.result(timeout=PATIENCE))
+        await eventually(lambda: said.answered, statements)
+        assert len(said.statements) == statements
         await handle.cancel()
         with pytest.raises(ExecutionCancelled):
             await waiting
-        assert len(said.statements) == 2 + cancel + 1
+        assert len(said.statements) == statements + cancel + 1
 
 
 async def test_following(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

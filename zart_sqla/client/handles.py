@@ -37,17 +37,20 @@ class ExecutionHandle(Generic[R]):
         execution_id: its id.
     """
 
-    def __init__(self, scheduler: PostgresScheduler, execution_id: str, codec: Codec[R]) -> None:
+    def __init__(
+        self, scheduler: PostgresScheduler, execution_id: str, codec: Codec[R], *, first_run_id: UUID | None = None
+    ) -> None:
         self.execution_id = execution_id
         self._scheduler = scheduler
         self._codec = codec
+        self._first_run_id = first_run_id  # of what was just started: who waits for it needs not look first
 
     def __repr__(self) -> str:
         return f"<execution {self.execution_id!r}>"
 
     def with_codec(self, codec: Codec[S]) -> ExecutionHandle[S]:
         """Return the handle of the same execution whose output is read by this codec."""
-        return ExecutionHandle(self._scheduler, self.execution_id, codec)
+        return ExecutionHandle(self._scheduler, self.execution_id, codec, first_run_id=self._first_run_id)
 
     async def info(self) -> ExecutionInfo:
         """Return the execution as it stands now.
@@ -183,6 +186,9 @@ class ExecutionHandle(Generic[R]):
             raise WaitTimedOut(self.execution_id, limit) from None
 
     async def _wait(self) -> R:
+        if self._first_run_id is not None:
+            await self._wait_for_end(self._first_run_id)
+            self._first_run_id = None
         while True:
             ended = await self._scheduler.ask(executions.ending, self.execution_id)
             if ended.status.is_terminal:

@@ -230,7 +230,7 @@ class PostgresScheduler:
         """
         new = prepare(workflow, data, execution_id=execution_id, queue=queue)
         await self._start([new], session, on_conflict)
-        return ExecutionHandle(self, new.execution_id, result_codec(workflow))
+        return ExecutionHandle(self, new.execution_id, result_codec(workflow), first_run_id=new.run_id)
 
     @overload
     async def start_many(
@@ -281,7 +281,7 @@ class PostgresScheduler:
         new = executions.prepare_many(workflow, items, queue)
         await self._start(new, session, on_conflict)
         codec = result_codec(workflow)
-        return [ExecutionHandle(self, one.execution_id, codec) for one in new]
+        return [ExecutionHandle(self, one.execution_id, codec, first_run_id=one.run_id) for one in new]
 
     async def _start(self, new: Sequence[NewExecution], session: AnyConnection | None, on_conflict: OnConflict) -> None:
         executions.checked_on_conflict(on_conflict)
@@ -355,6 +355,7 @@ class PostgresScheduler:
             after_transaction(session, self.wake_ups.send)
         elif is_later:
             self.wake_ups.send()
+            await asyncio.sleep(0)  # so that it is on its way before the caller asks for anything else
         return value
 
     async def run(

@@ -149,6 +149,17 @@ def describe(names: TableNames) -> Executable:
     return select(one).select_from(given.join(one, true()))
 
 
+@functools.cache
+def ending(names: TableNames) -> Executable:
+    """Select how an execution stands.
+
+    Parameters: `id`. Returns: `(run_id, status, result, error)` of its current run, if there is such an execution.
+    """
+    one = _described(names).c
+    wanted = one.execution_id == bindparam("id", type_=Text)
+    return select(one.run_id, one.status, one.result, one.error).where(wanted)
+
+
 def browse(names: TableNames, wanted: ExecutionFilter, after: tuple[datetime, str] | None) -> Executable:
     """Select executions, the newest first, and one more than wanted: that tells whether there is another page.
 

@@ -58,7 +58,7 @@ def find(connection: Connection, names: TableNames, execution_ids: Sequence[str]
 
 def ending(connection: Connection, names: TableNames, execution_id: str) -> Ending | None:
     """Return how the execution stands, None if there is none."""
-    row = connection.execute(executions.describe(names), {"given_execution_id": [execution_id]}).one_or_none()
+    row = connection.execute(executions.ending(names), {"id": execution_id}).one_or_none()
     if row is None:
         return None
     return Ending(row.run_id, ExecutionStatus(row.status), row.result, error_from_json(row.error))

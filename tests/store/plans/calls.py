@@ -130,6 +130,7 @@ async def take_over(link: Link) -> None:
 async def ask(link: Link) -> None:
     """Ask for executions, and for their steps."""
     await link.run(executions.find, [execution_of(number) for number in range(1, 11)])
+    await link.run(executions.ending, execution_of(1))
     await link.run(executions.steps_of, execution_of(DUE + 3))
     await link.run(executions.await_end, execution_of(LISTENING))
     await link.run(streams.follow, execution_of(LISTENING))
