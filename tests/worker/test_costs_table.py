@@ -34,7 +34,7 @@ ACTIONS = {
 """What the lines of the table are about, and under which name it is measured."""
 SHARED = {"claim, many", "finish, many", "start, many", "step, many", "child", "group"}
 """What shares statements with others, as many as there are just then."""
-BYTES = 32
+BYTES = 48
 """How much more or less WAL there may be than the page says: less than an index entry would be."""
 SHARE = 0.7
 """How much of what the page says there is at least, where it depends on who shares a page or a transaction."""

@@ -93,19 +93,20 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
     # a queue is mostly old, and it takes conditions that it knows nothing of for rare. So the limit is one that it
     # cannot see, of which it assumes a tenth of what there is; and but for the index's own conditions all are in one
     # that counts as true for every other task.
+    limit = select(bindparam("limit", type_=INTEGER)).scalar_subquery()
     is_fit = _served(t.tasks, all_queues=all_queues) & _is_harmless(t.tasks, all_queues=all_queues)
     some = (
         select(t.tasks.c.task_id)
         .join(me, true())
         .where(t.tasks.c.worker_id.is_(None), t.tasks.c.due_at <= func.now(), func.coalesce(is_fit, false()))
         .order_by(t.tasks.c.due_at)
-        .limit(select(bindparam("limit", type_=INTEGER)).scalar_subquery())
+        .limit(limit)
         .with_for_update(skip_locked=True, of=t.tasks)
         .subquery("some")
     )
-    # It finds them again by an array, of which it expects few: not by reading all of a queue of thousands.
-    due = select(some).limit(literal_column(str(MAX_CLAIM), INTEGER)).cte("due")
-    task_ids = func.array(select(due.c.task_id).scalar_subquery())
+    # It finds them again by a lookup each, not by reading the queue, as long as it expects few: a tenth of the most.
+    most = select(some).limit(literal_column(str(MAX_CLAIM), INTEGER)).subquery("most")
+    due = select(most).limit(limit).cte("due")
     claimed = (
         update(t.tasks)
         .values(
@@ -116,7 +117,7 @@ def claim(names: TableNames, *, all_queues: bool) -> Executable:
             claimed_at=func.now(),
             has_cleanup=t.tasks.c.task_name == any_(array_of("cleaners", TEXT)),
         )
-        .where(t.tasks.c.task_id == any_(task_ids))
+        .where(t.tasks.c.task_id == due.c.task_id)
         .returning(
             t.tasks.c.task_id,
             t.tasks.c.run_id,
