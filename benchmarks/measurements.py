@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, Final
 
-from benchmarks.contenders.common import Options
+from benchmarks.contenders.common import Options, let_go
 from benchmarks.environments import ROOT, Contender, Environments
 from benchmarks.server import Sample, Server
 
@@ -95,9 +95,9 @@ def measure(  # noqa: PLR0913 - what there is to a measurement
             with _started(environments, contender, workload, options, url, errors) as process:
                 _, earlier = _sample_at(process, "begin", server, url)
                 with beside(process.pid):
-                    _let_go(process)
+                    let_go(process)
                     end, later = _sample_at(process, "end", server, url)
-                    _let_go(process)
+                    let_go(process)
                     process.wait(_STOP_SECONDS)
         except (BrokenError, subprocess.TimeoutExpired) as error:
             errors.seek(0)
@@ -149,9 +149,3 @@ def _sample_at(process: subprocess.Popen[str], mark: str, server: Server, url: s
         if line.startswith("{") and (told := json.loads(line)).get("mark") == mark:
             return told, server.sample(url)
     raise BrokenError(f"it never came to the {mark}")
-
-
-def _let_go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
